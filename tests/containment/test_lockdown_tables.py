@@ -15,8 +15,9 @@ from asking import Agent
 from children import child
 from lockdown import MACHINE, ORDINARY_UID, ROOT, locked
 
+from zeek_agent.access import AccessPolicy
 from zeek_agent.bpf import iterators
-from zeek_agent.config import LimitSettings
+from zeek_agent.config import AccessSettings, LimitSettings
 from zeek_agent.containment.accounts import NUMBERS
 from zeek_agent.containment.protections import WorkerAccount, WorkerClass
 from zeek_agent.database.sandbox import Run
@@ -24,14 +25,17 @@ from zeek_agent.database.scans import SharedScans
 from zeek_agent.database.sql_connection import Catalog, Profile, SqlConnection
 from zeek_agent.host.files.statx import memory_mount
 from zeek_agent.privileges import Privileges
-from zeek_agent.table import Table, TableContext
+from zeek_agent.table import LookupTable, Table, TableContext
 from zeek_agent.tables import builtin_tables
 
 pytestmark = pytest.mark.skipif(MACHINE is None, reason="no seccomp filter for this architecture")
 
 ACCOUNT = WorkerAccount(NUMBERS[0], NUMBERS[0]) if ROOT else None
 TABLES = [table for table in builtin_tables() if table.kind == "snapshot"]
-OF_OTHER_PROGRAMS = {"processes", "process_tree", "sockets", "connections", "listening_ports", "packet_sockets"}
+OF_OTHER_PROGRAMS = {
+    *("processes", "process_tree", "sockets", "connections", "listening_ports", "packet_sockets"),
+    *(table.name for table in TABLES if table.name.startswith(("osquery_", "process_"))),
+}
 """Tables whose rows come and go."""
 CLONE_NEWNET = 0x4000_0000
 
@@ -48,7 +52,7 @@ def query(statement: str) -> list[dict[str, Any]]:
     connection = SqlConnection(
         Catalog.of(1, builtin_tables()),
         Profile.FULL,
-        context=TableContext(Agent()),
+        context=TableContext(Agent(), AccessPolicy(AccessSettings(secrets_deny=()))),
         limits=limits,
         scans=SharedScans(),
         store=None,
@@ -65,7 +69,7 @@ def query(statement: str) -> list[dict[str, Any]]:
 def summary(table: Table) -> list[tuple[int, list[str]]]:
     """For each example the number of rows, and the columns that have a value in any."""
     found = [query(example) for example in table.examples]
-    if not table.parameters:
+    if not table.parameters and not (isinstance(table, LookupTable) and table.required):
         found.append(query(f"SELECT * FROM {table.name}"))
     return [(len(rows), sorted({name for row in rows for name in row if row[name] != "None"})) for rows in found]
 
@@ -80,8 +84,12 @@ def in_worker(statement: str, **options: Any) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
 def test_every_example_has_its_rows_in_a_worker(table: Table) -> None:
+    """In a helper, if the table declares what only helpers may do."""
+    in_helper = table.privileges.unix_sockets or table.privileges.programs
+    worker_class = WorkerClass.HELPER if in_helper else WorkerClass.SNAPSHOTS
+    options: dict[str, Any] = {"privileges": table.privileges} if in_helper else {}
     before = summary(table)
-    _, inside = locked(WorkerClass.SNAPSHOTS, lambda: summary(table), account=ACCOUNT, before=memory_mount)
+    _, inside = locked(worker_class, lambda: summary(table), account=ACCOUNT, before=memory_mount, **options)
     after = summary(table)
     for (count_before, columns_before), (count, columns), (count_after, columns_after) in zip(
         before, inside, after, strict=True

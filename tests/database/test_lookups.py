@@ -91,3 +91,26 @@ async def test_a_required_column_takes_patterns_of_other_tables() -> None:
         for sql in ("SELECT * FROM files", "SELECT * FROM files WHERE size = 1"):
             with pytest.raises(SqlError, match="a value for directory or path is required"):
                 await database.query(sql)
+
+
+async def test_parts_of_an_or_find_each_row_once() -> None:
+    files = Files("path", "directory")
+    async for database in over(files):
+        for where, count in (
+            ("path LIKE '/1%' OR path LIKE '/%1'", 11 + 10 - 2),
+            ("path = '/1' OR path IN ('/1', '/2') OR path LIKE '/2'", 2),
+            ("(path LIKE '/1%' OR directory = '/') AND size < 30", 30),
+            ("path LIKE '/1%' OR path = (SELECT '/99')", 12),
+        ):
+            assert (await database.query(f"SELECT count(*) FROM files WHERE {where}")).rows == [(count,)]
+            rows = (await database.query(f"SELECT path FROM files WHERE {where}")).rows
+            assert len(rows) == len(set(rows)) == count
+        again = "SELECT count(*) FROM files a JOIN files b ON b.path = a.path OR b.path LIKE a.path || '0'"
+        assert (await database.query(f"{again} WHERE a.path LIKE '/1%' OR a.path = '/2'")).rows == [(14,)]
+
+
+async def test_rows_that_are_equal_in_what_a_statement_uses_are_all_counted() -> None:
+    files = Files("path", "directory")
+    async for database in over(files):
+        sql = "SELECT directory FROM files WHERE directory = '/' OR directory LIKE '/%'"
+        assert (await database.query(sql)).row_count == 100

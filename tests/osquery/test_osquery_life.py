@@ -483,11 +483,12 @@ def test_a_query_without_a_running_agent_uses_a_socket_that_is_named(
     path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with Osqueryd(path, usual_tables()):
-        arguments = ["--state-dir", str(path.parent / "state"), "--set", f"osquery.socket={path}", "-f", "json"]
+        settings = ["--set", f"osquery.socket={path}", "--set", 'osquery.prefer=["*"]']
+        arguments = ["--state-dir", str(path.parent / "state"), *settings, "-f", "json"]
         assert run_command(["query", *arguments, "SELECT name, size FROM deb_packages WHERE size = 7000"]) == 0
         assert json.loads(capfd.readouterr().out) == [{"name": "package7", "size": 7000}]
         assert run_command(["query", *arguments, "SELECT name FROM zeek_agent_tables WHERE name LIKE '%users'"]) == 0
-        assert [row["name"] for row in json.loads(capfd.readouterr().out)] == ["users", "osquery_users"]
+        assert {"users", "osquery_users"} <= {row["name"] for row in json.loads(capfd.readouterr().out)}
         join = "SELECT u.username, f.size FROM osquery_users u JOIN file f ON f.path = u.directory ORDER BY u.uid"
         assert run_command(["query", *arguments, join]) == 0
         assert [tuple(row.values()) for row in json.loads(capfd.readouterr().out)] == [("root", 5), ("ann", 9)]

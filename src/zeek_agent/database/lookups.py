@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from functools import lru_cache
@@ -24,7 +25,7 @@ import apsw
 import msgspec
 
 from zeek_agent.database.cells import INT64_MAX, INT64_MIN
-from zeek_agent.database.scans import IndexedScan
+from zeek_agent.database.scans import INDEXED_ROWS_MAX, IndexedScan
 from zeek_agent.database.virtual_tables import (
     ASSUMED_SCAN_ROWS,
     Layout,
@@ -38,7 +39,7 @@ from zeek_agent.database.virtual_tables import (
     is_misread_list,
     number_from,
 )
-from zeek_agent.errors import SqlError
+from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.table import Bound, LookupTable
 
 KEYS_PER_LOOKUP: Final = 100
@@ -130,6 +131,23 @@ class LookupModule:
             kept[key] = self._lookup(plan, known)
         lookup: Lookup = kept[key]
         return lookup
+
+    def numbered(self, used: tuple[int, ...], rows: Iterable[Sequence[Any]]) -> Iterator[Sequence[Any]]:
+        """The rows of one scan, each with its number as the last cell.
+
+        A table that cannot be read as a whole has no places for its rows, so they are told apart by the cells that the
+        statement uses, and equal ones by counting them: a part of an OR has either all of these or none.
+        """
+        numbers: dict[tuple[Any, ...], int] = self.statement.kept.setdefault((self.layout, used), {})
+        before: Counter[Sequence[Any]] = Counter()
+        for row in rows:
+            before[row] += 1
+            number = numbers.setdefault((*row, before[row]), len(numbers))
+            if number == INDEXED_ROWS_MAX:
+                raise LimitError(
+                    f"table {self.layout.table.name}: more than {INDEXED_ROWS_MAX} rows for this kind of statement"
+                )
+            yield *row, number
 
     def _lookup(self, plan: LookupPlan, known: Values) -> Lookup:
         """A new lookup of the kind that the constraints call for."""
@@ -244,15 +262,10 @@ class LookupCursor(RowCursor):
             if value == frozenset() or (given is None and term.number >= 0):
                 return iter(())
             (known if term.known else varying).append((term, value))
-        if self._statement.run.numbered:
-            return self._numbered((*known, *varying))
-        return self._module.lookup(parsed, tuple(known)).select(tuple(varying))
-
-    def _numbered(self, values: Values) -> Iterator[Sequence[Any]]:
-        """Fetch all rows, so that a row has the same number whichever constraint finds it."""
-        if self._module.required:
-            raise SqlError(f"{self._module.requirement}; a value in each part of an OR is not enough: use UNION")
-        return TableReader(self._module.reading, ()).numbered().select(_equalities(values))
+        if self._statement.run.numbered and not self._module.required:
+            return TableReader(self._module.reading, ()).numbered().select(_equalities((*known, *varying)))
+        rows = self._module.lookup(parsed, tuple(known)).select(tuple(varying))
+        return self._module.numbered(parsed.used, rows) if self._statement.run.numbered else rows
 
 
 def _value(layout: Layout, term: Term, given: Any) -> Operand:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from zeek_agent.schema import Column
-from zeek_agent.tables.osquery._declaration import osquery_events
+from zeek_agent.tables.osquery._declaration import ALWAYS_NULL, osquery_events
 
 _TIME: Final = Column("time", "int", "when it happened"), "CAST(time AS INTEGER)"
 _UPTIME: Final = Column("uptime", "int", "always null: osquery's time since boot"), "NULL"
@@ -50,6 +50,10 @@ process_events = osquery_events(
         *((Column(name, "int", _UNKNOWN), "NULL") for name in ("fsuid", "suid", "fsgid", "sgid")),
         (Column("syscall", "text", _UNKNOWN), "NULL"),
         (Column("cmdline_size", "int", "bytes of `cmdline`"), "length(CAST(cmdline AS BLOB))"),
+        (Column("env", "text", "always null: environments contain secrets"), "NULL"),
+        *((Column(name, "int", _UNKNOWN), "NULL") for name in ("env_count", "env_size")),
+        (Column("overflows", "text", _UNKNOWN), "NULL"),
+        (Column("status", "int", ALWAYS_NULL), "NULL"),
         _EVENT_ID,
     ],
     examples=["SELECT time, pid, path, cmdline FROM osquery_process_events"],
@@ -86,6 +90,7 @@ socket_events = osquery_events(
             "CASE state WHEN 'failed' THEN 'failed' ELSE 'succeeded' END",
         ),
         (Column("protocol", "int", "IP protocol"), "protocol"),
+        (Column("socket", "text", _UNKNOWN), "NULL"),
         (Column("success", "int", "1, or 0 if it failed"), "state <> 'failed'"),
         _EVENT_ID,
     ],
