@@ -158,6 +158,7 @@ def test_a_query_has_the_platforms_that_its_pack_has_too(
         ({"packs": {"a": "x\0y"}}, "packs.a: not a path: x\0y"),
         ({"decorators": {"often": []}}, "decorators.often: there are load, always and interval"),
         ({"decorators": {"interval": {"x": []}}}, "decorators.interval.x: expected seconds from 1 to 604800, got 'x'"),
+        ({"decorators": {"load": ["SELECT 1"] * 101}}, "decorators: more than 100 queries"),
         ({"file_paths": {"etc": "/etc"}}, "file_paths.etc: expected a list of texts, got '/etc'"),
     ],
 )
@@ -198,7 +199,7 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path: Path) -> None:
 
 def test_a_file_has_a_bounded_number_of_queries(tmp_path: Path) -> None:
     queries = {str(number): {"query": "SELECT 1"} for number in range(osquery_pack.QUERIES_MAX + 1)}
-    with pytest.raises(UsageError, match=r"queries\.5000: more than 5000 queries"):
+    with pytest.raises(UsageError, match=r"queries\.1000: more than 1000 queries"):
         read(tmp_path, {"queries": queries})
 
 

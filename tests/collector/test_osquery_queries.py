@@ -186,6 +186,26 @@ def test_two_packs_with_one_log_are_an_error(tmp_path: Path) -> None:
     assert [problem.text for problem in problems] == [str(raised.value)]
 
 
+@pytest.mark.parametrize(
+    ("columns", "decorator", "field"),
+    [("hour AS decoration_x", "1 AS x", "decoration_x"), ("hour", '1 AS "a b", 2 AS "a-b"', "decoration_a_b")],
+)
+def test_a_decorator_with_the_name_of_another_field_is_an_error(
+    tmp_path: Path, columns: str, decorator: str, field: str
+) -> None:
+    document = {"schedule": query(f"SELECT {columns} FROM time"), "decorators": {"load": [f"SELECT {decorator}"]}}
+    (tmp_path / "a.conf").write_text(json.dumps(document))
+    with pytest.raises(UsageError, match=f"log q: decorators add a field {field}, which there is already"):
+        pack.load_all([f"{tmp_path}/a.conf"])
+
+
+def test_names_of_decorations_are_names_of_fields(tmp_path: Path) -> None:
+    document = {"schedule": query("SELECT hour FROM time"), "decorators": {"load": ['SELECT 1 AS "a\tb:c"']}}
+    (tmp_path / "a.conf").write_text(json.dumps(document))
+    (log,) = pack.load_all([f"{tmp_path}/a.conf"]).logs.values()
+    assert (log.fields[-1].name, log.results.decorations) == ("decoration_a_b_c", ("a\tb:c",))
+
+
 def test_the_default_pack_can_be_one_of_several(tmp_path: Path) -> None:
     (tmp_path / "a.conf").write_text(json.dumps({"schedule": query("SELECT hour FROM time")}))
     loaded = pack.load_all(["default", f"{tmp_path}/a.conf"])

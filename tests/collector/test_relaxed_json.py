@@ -43,6 +43,7 @@ FROM t;", /* third
         ('// x\n{"a": /* y\n */ }', "Expecting value (line 3, column 5)"),
         ('{"a": 1, "b": {"a": 2, "a": 3}}', "the key 'a' occurs twice in one object"),
         ("[" * 100_000, "nested too deeply"),
+        ('{"a": "\\ud800"}', "a text has half of a surrogate pair (\\ud800 to \\udfff)"),
         ('{"a": NaN}', "NaN is not a value of JSON"),
         ("[,]", "Expecting value (line 1, column 2)"),
         ("[1,,]", "Expecting value (line 1, column 4)"),

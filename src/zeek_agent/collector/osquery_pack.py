@@ -12,6 +12,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,8 +21,9 @@ from zeek_agent.errors import UsageError
 from zeek_agent.text import clipped
 
 FILE_BYTES_MAX: Final = 10 * 1024 * 1024
-QUERIES_MAX: Final = 5_000
-"""Of one file, packs that it names included."""
+DECORATORS_MAX: Final = 100
+QUERIES_MAX: Final = 1_000
+"""Of one file, packs that it names included: as many as agents take from one collector (`zeek.queries_max`)."""
 INTERVAL_SECONDS: Final = 3600.0
 """The interval of queries without one, and that at which osquery repeats discovery queries."""
 INTERVAL_SECONDS_MAX: Final = 604_800
@@ -159,7 +161,9 @@ def _read_configuration(path: Path, document: dict[str, Any], found: OsqueryFile
             _read_named(path, name, place, content, found)
         else:
             _read_pack(name, place, _object(content, place), found)
-    found.decorators += _decorators(document.get("decorators", {}))
+    found.decorators += islice(_decorators(document.get("decorators", {})), DECORATORS_MAX + 1)
+    if len(found.decorators) > DECORATORS_MAX:
+        raise ValueError(f"decorators: more than {DECORATORS_MAX} queries")
     if "file_paths" in document:
         found.notices.append(_file_paths(document["file_paths"]))
 

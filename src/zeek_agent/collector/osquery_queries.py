@@ -139,7 +139,8 @@ def _entries(name: str, query: OsqueryQuery, statements: Statements) -> tuple[Lo
         groups=_groups(query.platforms),
         shard=query.shard or None,
     )
-    statements.compile(entry.sql, Profile.OSQUERY)
+    if entry.sql != _text(statement):
+        statements.compile(entry.sql, Profile.OSQUERY)
     return log, entry
 
 

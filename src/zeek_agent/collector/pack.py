@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,9 +29,15 @@ DECORATION: Final = "decoration_"
 NOTICES_MAX: Final = 20
 """Queries that the log names as left out of a pack."""
 
+_NO_NAME: Final = re.compile(r"\W", re.ASCII)
 _DECORATION_EVENT: Final = "Collector::decorations_"
 
 log = logging.getLogger("zeek_agent.collector")
+
+
+def decoration_field(name: str) -> str:
+    """The field for what a decorator calls `name`."""
+    return f"{DECORATION}{_NO_NAME.sub('_', name)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +64,7 @@ class Log:
         """All fields as the log's header has them."""
         leading = (Field("t", "time"), Field("hid", "string"), Field("host", "string"))
         change = (Field("change", "string"),) if self.change else ()
-        decorations = (Field(f"{DECORATION}{name}", "string") for name in self.decorations)
+        decorations = (Field(decoration_field(name), "string") for name in self.decorations)
         return (*leading, *change, *(Field(column.name, column.type) for column in self.columns), *decorations)
 
     @property
@@ -153,11 +160,17 @@ def _merged(packs: Mapping[str, Pack]) -> Pack:
             logs[event] = zeek_log
     queries = tuple(query for pack in packs.values() for query in pack.queries)
     decorators = tuple(decorator for pack in packs.values() for decorator in pack.decorators)
-    return _decorated(logs, queries, decorators)
+    try:
+        return _decorated(logs, queries, decorators)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _decorated(logs: Mapping[str, Log], queries: tuple[PackQuery, ...], decorators: Iterable[Decorator]) -> Pack:
-    """The pack, in which each decorator has an event of its own. The later of two values of one name is used."""
+    """The pack, in which each decorator has an event of its own. The later of two values of one name is used.
+
+    Raises ValueError if a log has a field of that name already.
+    """
     numbered = tuple(
         replace(
             one, event=f"{_DECORATION_EVENT}{number}", query=replace(one.query, event=f"{_DECORATION_EVENT}{number}")
@@ -165,6 +178,11 @@ def _decorated(logs: Mapping[str, Log], queries: tuple[PackQuery, ...], decorato
         for number, one in enumerate(decorators)
     )
     names = tuple(dict.fromkeys(name for one in numbered for name in one.names))
+    fields = [decoration_field(name) for name in names]
+    for zeek_log in logs.values():
+        taken = {column.name for column in zeek_log.columns}
+        if clash := next((one for one in fields if one in taken or fields.count(one) > 1), None):
+            raise ValueError(f"log {zeek_log.path}: decorators add a field {clash}, which there is already")
     return Pack({event: replace(one, decorations=names) for event, one in logs.items()}, queries, numbered)
 
 

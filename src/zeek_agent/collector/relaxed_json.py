@@ -11,6 +11,8 @@ import re
 from bisect import bisect_right
 from typing import Any, Final, NoReturn
 
+import msgspec
+
 _TOKEN: Final = re.compile(
     r"""(?P<string>"(?:[^"\\]|\\.)*+")|(?P<comment>//[^\n]*+|\#[^\n]*+|/\*.*?\*/)|(?P<comma>,)|(?P<other>[^\s"/#,]++)""",
     re.DOTALL | re.VERBOSE,
@@ -26,12 +28,16 @@ def parse(text: str) -> Any:
     """The value that the text describes. Raises JsonError, also for a key that occurs twice in an object."""
     plain, continued = _plain(text)
     try:
-        return json.loads(plain, strict=False, object_pairs_hook=_object, parse_constant=_no_constant)
+        found = json.loads(plain, strict=False, object_pairs_hook=_object, parse_constant=_no_constant)
+        msgspec.json.encode(found)
+        return found
     except json.JSONDecodeError as error:
         line = error.lineno + bisect_right(continued, error.pos)
         raise JsonError(f"{error.msg} (line {line}, column {error.colno})") from None
     except RecursionError:
         raise JsonError("nested too deeply") from None
+    except UnicodeEncodeError:
+        raise JsonError("a text has half of a surrogate pair (\\ud800 to \\udfff)") from None
     except JsonError:
         raise
     except ValueError as error:  # such as a number of more digits than Python converts
