@@ -112,8 +112,13 @@ def osquery_things(wanted: Constraints) -> Iterator[Row]:
 async def test_a_query_names_the_dialect_of_its_statement(here: World) -> None:
     here.database.add(OSQUERY_THINGS)
     zeek = Recorder(profile=Profile.STOCK)
-    await here.runner.install(zeek, "q1", query("SELECT name FROM things", dialect="osquery"))
+    repeated = query("SELECT name FROM things", Subscription.SNAPSHOTS, dialect="osquery")
+    await here.runner.install(zeek, "q1", repeated)
     assert await zeek.next() == [(None, ("of osquery",))]
+    assert [one.status().dialect for one in here.runner.installed] == ["osquery"]
+    here.runner.cancel("q1")
+    while not zeek.reports.empty():
+        zeek.reports.get_nowait()
     await here.runner.install(zeek, "q2", query("SELECT name FROM things"))
     assert [row for _, row in await zeek.next()] == [("a",), ("b",)]
 

@@ -108,6 +108,7 @@ class Installed:
             resting_until=resting_until,
             cpu=used.cpu,
             peak_bytes=used.peak,
+            dialect=query.dialect,
         )
 
 
@@ -137,6 +138,7 @@ class QueryStatus(NamedTuple):
     resting_until: float | None
     cpu: float
     peak_bytes: int
+    dialect: str | None
 
 
 def clipped_statement(query: Query) -> str:
