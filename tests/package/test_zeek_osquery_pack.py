@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from running_agent import AGENT_ID, running
+from running_agent import AGENT_ID, RunningAgent, running
 from waiting import until
 from zeek_program import PACKAGE, needs_zeek, records, zeek
 
@@ -62,6 +63,24 @@ async def test_the_collector_runs_a_configuration_and_writes_osquerys_results(tm
         assert (snapshot["action"], snapshot["columns"]) == ("snapshot", {"up": "1", "host": "x"})
         assert snapshot["decorations"] == {"zeek_agent_id": AGENT_ID, "site": "here"}
         assert lines("pack_never_init") == []
+
+
+async def test_commands_ask_the_running_agent_in_osquerys_dialect(tmp_path: Path) -> None:
+    file = started(tmp_path)
+
+    def command(agent: RunningAgent, *arguments: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "zeek_agent", *arguments, "--state-dir", str(agent.state)]
+        return subprocess.run(line, check=False, capture_output=True, text=True, timeout=60)
+
+    async with running(tmp_path) as agent:
+        sql = "SELECT pid, parent FROM processes WHERE pid = 1"
+        asked = await asyncio.to_thread(command, agent, "query", "--dialect=osquery", "--format=csv", sql)
+        assert (asked.returncode, asked.stdout, asked.stderr) == (0, "pid,parent\n1,0\n", "")
+        refused = await asyncio.to_thread(command, agent, "query", sql)
+        assert (refused.returncode, refused.stderr) == (1, "zeek-agent: no such column: parent\n")
+        checked = await asyncio.to_thread(command, agent, "pack", "check", str(file))
+    assert (checked.returncode, checked.stderr) == (1, "")
+    assert checked.stdout.splitlines()[-1] == "5 queries: 4 run here, 1 no such table"
 
 
 @needs_zeek
