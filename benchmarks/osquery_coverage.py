@@ -1,6 +1,6 @@
 """The share of public osquery queries for Linux that run on this agent, by collection and by reason.
 
-Run as `python benchmarks/osquery_coverage.py --schema FILE [--list] [--detail FILE] PATH…`.
+Run as `python benchmarks/osquery_coverage.py [--schema FILE] [--list] [--markdown FILE] [--detail FILE] PATH…`.
 Each path is a collection: a file, or a directory with osquery packs and configurations (.conf, .json), Fleet's YAML
 (.yml, .yaml), SQL files (.sql) and Markdown (.md). FILE describes the tables of osquery on Linux, as
 `tests/tables/osquery/linux_tables.json` does.
@@ -325,6 +325,7 @@ def main() -> None:
     arguments.add_argument("paths", nargs="+", type=Path)
     arguments.add_argument("--schema", type=Path, default=Path("tests/tables/osquery/linux_tables.json"))
     arguments.add_argument("--detail", type=Path, help="write one line of JSON per query to this file")
+    arguments.add_argument("--markdown", type=Path, help="write the shares as a table to this file")
     arguments.add_argument("--list", action="store_true", help="list the queries that do not run")
     given = arguments.parse_args()
     schema: dict[str, dict[str, str]] = json.loads(given.schema.read_text())
@@ -343,6 +344,8 @@ def main() -> None:
                 except apsw.Error as error:
                     refused[key] = str(error), f"{path.name}: {place}"
     report(given.paths, found, Counter(kind_of(error) for error, _ in refused.values()))
+    if given.markdown:
+        given.markdown.write_text(markdown(given.paths, found))
     if given.list:
         print_failures(found, refused)
     if given.detail:
@@ -398,10 +401,31 @@ def report(paths: list[Path], found: Mapping[str, Found], refused: Counter[str])
 
 
 def row(name: str, of: list[Found]) -> None:
+    total, run, share, empty, together = shares(of)
+    print(f"{name:<52} {total:7} {run:5} {share:>7} {empty:13} {together:>13}")
+
+
+def shares(of: list[Found]) -> tuple[int, int, str, int, str]:
+    """Queries, those that run, their share, those of them that read an empty column, and the share with osquery."""
     run = [one for one in of if one.verdict is Verdict.RUNS]
     share = f"{100 * len(run) / len(of):.1f} %" if of else "-"
     together = f"{100 * sum(one.with_osquery for one in of) / len(of):.1f} %" if of else "-"
-    print(f"{name:<52} {len(of):7} {len(run):5} {share:>7} {sum(bool(one.empty) for one in run):13} {together:>13}")
+    return len(of), len(run), share, sum(bool(one.empty) for one in run), together
+
+
+def markdown(paths: list[Path], found: Mapping[str, Found]) -> str:
+    """The shares as a table. A collection's file `.commit` names its commit."""
+    lines = [
+        "| Collection | Commit | Queries | Run | Share | Always empty | With osquery |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for path in paths:
+        of = [one for one in found.values() if path.name in one.places]
+        commit = path / ".commit"
+        version = commit.read_text().strip()[:12] if commit.is_file() else ""
+        lines.append(f"| {' | '.join(map(str, (path.name.replace('+', '/'), version, *shares(of))))} |")
+    lines.append(f"| {' | '.join(map(str, ('all, each once', '', *shares(list(found.values())))))} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
