@@ -118,10 +118,11 @@ def test_a_pack_is_named_by_its_file(tmp_path: Path) -> None:
         ("posix", "darwin", {"darwin"}),
         ("linux", "darwin", {"linux and darwin"}),
         ("ubuntu", "centos", {"ubuntu and centos"}),
+        ("", ["linux", "darwin"], {"linux", "darwin"}),
     ],
 )
 def test_a_query_has_the_platforms_that_its_pack_has_too(
-    tmp_path: Path, of_pack: str, own: str, both: set[str]
+    tmp_path: Path, of_pack: str, own: Any, both: set[str]
 ) -> None:
     (query,) = read(tmp_path, {"platform": of_pack, **pack_with(platform=own)}).queries
     assert query.platforms == both

@@ -48,6 +48,7 @@ def test_a_statement_whose_columns_have_types_is_sent_as_it_is(tmp_path: Path) -
         ("datetime", "string", "datetime"),
     ]
     assert (log.change, log.removed, log.result_name) == (True, True, "pack_p_q")
+    assert log.event == "ZeekAgent_Osquery_pack_p_q::query_result"
 
 
 def test_columns_get_types_and_names_of_fields(tmp_path: Path) -> None:
@@ -142,6 +143,8 @@ def test_two_queries_with_one_log_are_an_error_that_names_both(tmp_path: Path) -
     queries = {"a b": {"query": "SELECT hour FROM time"}, "a/b": {"query": "SELECT hour FROM time"}}
     with pytest.raises(UsageError, match=r"p\.conf: queries\.a/b and queries\.a b have the same log, pack_p_a_b"):
         translate(tmp_path, queries)
+    with pytest.raises(UsageError, match="have the same log, pack_p_a_b"):
+        translate(tmp_path, {"a-b": queries["a b"], "a_b": queries["a b"]})
     queries["a/b"]["platform"] = "darwin"
     assert only(translate(tmp_path, queries)).log == "pack_p_a_b"
 

@@ -294,6 +294,8 @@ def _platforms(document: Mapping[str, Any], prefix: str) -> frozenset[str]:
     value = document.get("platform")
     if value is None:
         return frozenset()
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        value = ",".join(value)
     if not isinstance(value, str):
         raise ValueError(f"{prefix}platform: expected the names of platforms, got {_shown(value)}")
     names = frozenset(re.split(r"[\s,;]+", value.strip().lower()))

@@ -88,7 +88,7 @@ def translate(found: OsqueryFile) -> Translated:
                 left_out.append(LeftOut(query.place, Verdict.PLATFORM, excluded))
                 continue
             name = osquery_pack.log_name(query)
-            if (other := names.setdefault(name, query)) is not query:
+            if (other := names.setdefault(_word(name), query)) is not query:
                 raise UsageError(f"{found.origin}: {query.place} and {other.place} have the same log, {name}")
             try:
                 logs[name], entry = _entries(name, query, statements)
@@ -125,6 +125,7 @@ def _entries(name: str, query: OsqueryQuery, statements: Statements) -> tuple[Lo
     fields = _fields(statement.headings)
     log = LogEntry(
         fields=tuple(fields),
+        event=f"ZeekAgent_Osquery_{_word(name)}::query_result",
         change=subscription == "SnapshotPlusDifferences",
         summary=query.summary,
         removed=query.removed,
@@ -210,6 +211,11 @@ def _distributions(query: OsqueryQuery, statements: Statements) -> list[str]:
         return []
     names = ", ".join(f"'{DISTRIBUTIONS[one]}'" for one in sorted(query.platforms & _DISTRIBUTION_NAMES))
     return [_exists(statements, f"SELECT 1 FROM os_version WHERE platform IN ({names}) OR platform_like IN ({names})")]
+
+
+def _word(name: str) -> str:
+    """The name of a log within that of its event and, for Zeek, its module."""
+    return name.replace("-", "_")
 
 
 def _groups(platforms: frozenset[str]) -> tuple[str, ...]:
