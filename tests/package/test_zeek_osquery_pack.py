@@ -34,6 +34,27 @@ CONFIGURATION = """
 """
 
 
+QUESTIONS = """
+@load %s
+type Parent: record {
+	parent: int &optional;
+};
+type Parents: vector of Parent;
+event ZeekAgent::agent_joined(agent_id: string, hello: ZeekAgentAPI::AgentHelloV1)
+	{
+	local sql = "SELECT parent FROM processes WHERE pid = 1";
+	when [agent_id, sql] ( local one = ZeekAgent::ask(agent_id, sql, Parents, 30sec, "osquery") )
+		{
+		Reporter::info(fmt("parent %%d", (one$rows as Parents)[0]$parent));
+		}
+	when [agent_id, sql] ( local two = ZeekAgent::ask(agent_id, sql, Parents, 30sec, "mysql") )
+		{
+		Reporter::info(fmt("error %%s", two$error));
+		}
+	}
+"""
+
+
 def started(tmp_path: Path) -> Path:
     file = tmp_path / "osquery.conf"
     file.write_text(CONFIGURATION)
@@ -96,10 +117,18 @@ async def test_zeek_runs_the_script_of_a_configuration(tmp_path: Path) -> None:
     logs = tmp_path / "zeek"
     logs.mkdir()
     (logs / "zeek-agent").symlink_to(PACKAGE)
-    with zeek(logs, site=f"@load {script}") as url:
+    with zeek(logs, site=QUESTIONS % script) as url:
         async with running(tmp_path, f"--zeek={url}"):
             for path in ("up", "pack_site_init"):
                 await until(lambda path=path: records(logs / f"{path}.log"), 30, f"no {path}.log")
+
+            def answers() -> list[str]:
+                messages = (line["message"] for line in records(logs / "reporter.log"))
+                return sorted(text for text in messages if text.startswith(("parent ", "error ")))
+
+            await until(lambda: len(answers()) == 2, 30, "no answers")
+    assert answers()[1] == "parent 0"
+    assert answers()[0].endswith("(unknown dialect 'mysql'; this agent has osquery))")
     line = records(logs / "pack_site_init.log")[0]
     assert {name: str(line[name]) for name in first_process()} == first_process()
     assert (records(logs / "up.log")[0]["up"], records(logs / "up.log")[0]["host_"]) == ("1", "x")
