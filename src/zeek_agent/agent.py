@@ -130,6 +130,7 @@ class Agent:
         """
         self.id = who.agent
         self.instance = who.instance
+        self.pid = os.getpid()
         self._config = config
         self._origins = origins
         self._places = places
