@@ -296,6 +296,19 @@ def test_hashes_are_those_of_the_system_tools(tmp_path: Path) -> None:
     assert rows_of(f"SELECT * FROM hash WHERE path LIKE '{tmp_path}/pro%'") == [expected]
 
 
+def test_hashes_compare_without_regard_to_case() -> None:
+    digest = hashlib.sha256(Path("/bin/sh").read_bytes()).hexdigest().upper()
+    assert paths(f"path = '/bin/sh' AND sha256 = '{digest}'", "hash") == ["/bin/sh"]
+
+
+def test_patterns_may_be_alternatives_and_come_from_other_tables(tree: Path) -> None:
+    alternatives = f"path LIKE '{tree}/a%' OR path LIKE '{tree}/b.%' OR path LIKE '{tree}/%.txt'"
+    assert sorted(paths(alternatives)) == [f"{tree}/a.txt", f"{tree}/b.txt"]
+    joined = f"(SELECT '{tree}/sub' AS home UNION SELECT '{tree}/.git') AS u JOIN file AS f"
+    found = rows_of(f"SELECT f.path FROM {joined} ON f.path LIKE u.home || '/%.txt'")
+    assert sorted(row["path"] for row in found) == [f"{tree}/.git/f.txt", f"{tree}/sub/c.txt"]
+
+
 def test_only_regular_files_have_hashes(tree: Path) -> None:
     os.mkfifo(tree / "fifo")
     assert sorted(paths(f"path LIKE '{tree}/%'", "hash")) == [f"{tree}/{name}" for name in ("a.txt", "b.txt", "to_a")]

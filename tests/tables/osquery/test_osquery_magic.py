@@ -13,7 +13,7 @@ import pytest
 from asking_sql import ask_sql, rows_of
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import AccessSettings
+from zeek_agent.config import AccessSettings, LimitSettings
 from zeek_agent.errors import SqlError
 from zeek_agent.host.files import libmagic
 
@@ -112,6 +112,14 @@ def test_only_the_forms_that_are_read_are_determined(tmp_path: Path, monkeypatch
     (tmp_path / "file").write_text("words\n")
     rows_of(f"SELECT mime_type FROM magic WHERE path = '{tmp_path}/file'")
     assert forms == [libmagic.MIME_TYPE]
+
+
+@needs_libmagic
+def test_files_after_the_time_limit_have_no_type() -> None:
+    limits = LimitSettings(files_time=1e-9)
+    answer = ask_sql("SELECT data FROM magic WHERE path IN ('/bin/ls', '/bin/cat')", limits=limits)
+    assert answer.rows[1:] == [{"data": None}]
+    assert answer.files.truncated == 1
 
 
 @needs_libmagic

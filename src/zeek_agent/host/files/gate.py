@@ -359,6 +359,20 @@ class Gate:
         file = _reopened(handle.descriptor, handle.status, handle.mount)
         return OpenedFile(file, masks_keys, user_of(handle), handle.path.startswith(_LOGS))
 
+    def open_attributes(self, handle: PathHandle, written: str) -> int | None:
+        """Open a regular file or a directory to read its extended attributes; None for anything else.
+
+        The caller closes the descriptor. A file that may not be hashed is refused. Raises RefusedError and OSError.
+        """
+        if not handle.status.is_directory:
+            opened = self.open_regular(handle, written, Purpose.HASH)
+            if opened is None:
+                return None
+            with opened.file:
+                return os.dup(opened.file.fileno())
+        self._rules.demand_readable(self, handle, written)
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | _CLOEXEC, dir_fd=handle.descriptor)
+
     def open_executable(self, process: PathHandle) -> OpenedFile | None:
         """Open the executable of a process, for its hash; None if it is not a regular file.
 

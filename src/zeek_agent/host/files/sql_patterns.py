@@ -26,7 +26,7 @@ CHARACTERS_MAX: Final = 8_192
 PARTS_MAX: Final = 200
 DEPTH_MAX: Final = 64
 """Directories below the first matches of `%%`, as in osquery."""
-_TOO_MANY: Final = f"more than {RECURSED_DIRECTORIES_MAX} directories below a pattern's %%"
+_TOO_MANY: Final = f"more than {RECURSED_DIRECTORIES_MAX} directories that match a pattern"
 _SEPARATORS: Final = re.compile(r"(/+)")
 _GLOB_WILDCARDS: Final = re.compile(r"[*?\[]")
 _NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
@@ -179,7 +179,9 @@ class _Search:
         found: list[str] = []
         for _, links, directories in _chunks(self._gate, directory, path, part, self._check):
             found += sorted({*links, *directories})
-        yield from found
+            if len(found) > self._left:
+                break
+        yield from self._admitted(found, path)
 
     def _recursive(self, directory: PathHandle, path: str, wanted: NameFilter | None, depth: int) -> Iterator[Entries]:
         """The entries that match, and everything below them."""
@@ -187,22 +189,27 @@ class _Search:
         below: list[str] = []
         for names, links, directories in _chunks(self._gate, directory, path, wanted, self._check):
             yield Entries(directory, path, names, links)
-            linked += links
-            below += [name for name in directories if name not in links]
+            if len(below) + len(linked) <= self._left:
+                linked += links
+                below += [name for name in directories if name not in links]
         if depth == DEPTH_MAX:
             return
         names = sorted((*below, *linked)) if depth == 0 else [*sorted(below), *sorted(linked)]
+        for name in self._admitted(names, path):
+            self._check()
+            deeper = self._opened(directory, path, name)
+            if deeper is not None and self._is_new(deeper) and not self._is_kernels(directory, deeper, path + name):
+                yield from self._recursive(deeper, f"{path}{name}/", None, depth + 1)
+
+    def _admitted(self, names: list[str], path: str) -> list[str]:
+        """The names of directories, as many as the search may still look into."""
         if len(names) > self._left:
             if not self._is_truncated:
                 self._is_truncated = True
                 self._gate.reads.leave_out(Omission.TRUNCATED, path, _TOO_MANY)
             del names[self._left :]
         self._left -= len(names)
-        for name in names:
-            self._check()
-            deeper = self._opened(directory, path, name)
-            if deeper is not None and self._is_new(deeper) and not self._is_kernels(directory, deeper, path + name):
-                yield from self._recursive(deeper, f"{path}{name}/", None, depth + 1)
+        return names
 
     def _opened(self, directory: PathHandle, path: str, name: str) -> PathHandle | None:
         """The directory that a name is or links to, or None."""

@@ -120,6 +120,8 @@ def open_on_mount(directory: int, name: str) -> int:
 
 def status_on_mount(directory: int, name: str) -> FileStatus:
     """As `status_at`, of an entry on the directory's own mount. Raises OSError as `open_on_mount` does."""
+    if not _has_openat2():
+        return status_at(directory, name)
     descriptor = open_on_mount(directory, name)
     try:
         return status_of(descriptor)

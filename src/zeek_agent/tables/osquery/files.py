@@ -11,10 +11,9 @@ from typing import Final
 from zeek_agent.host.files.file_rules import RefusedError
 from zeek_agent.host.files.gate import Purpose
 from zeek_agent.host.files.hashing import ALGORITHMS, hashes_of
-from zeek_agent.host.files.path_lookup import NamedFile, may_be_hashed
+from zeek_agent.host.files.path_lookup import may_be_hashed
 from zeek_agent.host.files.sql_patterns import leave_out
-from zeek_agent.host.files.statx import FileStatus
-from zeek_agent.schema import Column, Row, Value
+from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints
 from zeek_agent.tables.osquery._declaration import osquery_table
 from zeek_agent.tables.osquery._paths import NAMESPACE_COLUMNS, PATTERNS, open_gate, wanted_files
@@ -82,38 +81,33 @@ def attributes(wanted: Constraints) -> Iterator[Row]:
     gate = open_gate(wanted)
     links_needed = wanted.needs("symlink", "symlink_target_path")
     for each in wanted_files(wanted, gate):
-        link = each.link_text(gate) if links_needed else None
-        if isinstance(each.found, RefusedError):
-            wanted.context.reads.leave_out(each.found.omission, each.path, str(each.found))
-            yield *_names(each), *(None,) * 12, 0, "directory", "", None, None
-        else:
-            yield *_names(each), *_attributes(each.found), *_link(link, each.found), None, None
-
-
-def _names(each: NamedFile) -> tuple[str, str, str]:
-    return from_os(each.path), from_os(each.directory), from_os(each.name)
-
-
-def _attributes(found: FileStatus) -> tuple[Value, ...]:
-    return (
-        found.inode,
-        found.uid,
-        found.gid,
-        _permissions(found.mode),
-        os.makedev(found.special_major, found.special_minor),
-        found.size,
-        found.block_size,
-        found.atime_seconds,
-        found.mtime_seconds,
-        found.ctime_seconds,
-        0,
-        found.links,
-    )
-
-
-def _link(text: str | None, found: FileStatus) -> tuple[int, str, str]:
-    kind = _TYPES.get(stat.S_IFMT(found.mode), "unknown")
-    return (0, kind, "") if text is None else (1, kind, from_os(text))
+        path, directory, name, found, may_be_link, _, _ = each
+        names = from_os(path), from_os(directory), from_os(name)
+        if isinstance(found, RefusedError):
+            wanted.context.reads.leave_out(found.omission, path, str(found))
+            yield *names, *(None,) * 12, 0, "directory", "", None, None
+            continue
+        text = each.link_text(gate) if may_be_link and links_needed else None
+        yield (
+            *names,
+            found.inode,
+            found.uid,
+            found.gid,
+            _permissions(found.mode),
+            os.makedev(found.special_major, found.special_minor),
+            found.size,
+            found.block_size,
+            found.atime_seconds,
+            found.mtime_seconds,
+            found.ctime_seconds,
+            0,
+            found.links,
+            0 if text is None else 1,
+            _TYPES.get(stat.S_IFMT(found.mode), "unknown"),
+            from_os(text or ""),
+            None,
+            None,
+        )
 
 
 @lru_cache(maxsize=1024)
@@ -133,9 +127,9 @@ hashes = osquery_table(
     columns=[
         Column("path", "text", "path as the statement gives it"),
         Column("directory", "text", "the path without its last component"),
-        Column("md5", "text", "MD5 in hexadecimal"),
-        Column("sha1", "text", "SHA-1 in hexadecimal"),
-        Column("sha256", "text", "SHA-256 in hexadecimal"),
+        Column("md5", "text", "MD5 in hexadecimal", collation="nocase"),
+        Column("sha1", "text", "SHA-1 in hexadecimal", collation="nocase"),
+        Column("sha256", "text", "SHA-256 in hexadecimal", collation="nocase"),
         *NAMESPACE_COLUMNS,
     ],
     required=("path", "directory"),

@@ -28,7 +28,8 @@ magic = osquery_table(
     description=(
         "One row per existing path that the statement names. It needs libmagic and its database (Debian: `libmagic1`, "
         "`libmagic-mgc`). A description can quote short texts from a file's header, so the access rules are those of "
-        "hashes: denied files are omitted and counted in `zeek_agent_queries`. A symbolic link is described itself."
+        "hashes: denied files are omitted and counted in `zeek_agent_queries`. Files reached after the statement has "
+        "used up `limits.files_time` have no type. A symbolic link is described itself."
     ),
     columns=[
         Column("path", "text", "path as the statement gives it"),
@@ -117,12 +118,17 @@ def _contents(library: Libmagic, descriptor: int, each: NamedFile, wanted: Const
     assert isinstance(each.found, FileStatus)
     forms = {"data": DESCRIPTION, "mime_type": MIME_TYPE, "mime_encoding": MIME_ENCODING}
     found: dict[str, str | None] = dict.fromkeys(forms)
+    reads = wanted.context.reads
+    if reads.seconds_left <= 0:
+        reads.leave_out(Omission.TRUNCATED, each.path, "reading took longer than limits.files_time allows")
+        return tuple(found.values())
     for column, form in forms.items():
         if wanted.needs(column):
             try:
-                found[column] = library.type_of(descriptor, form)
+                with reads.measure_time():
+                    found[column] = library.type_of(descriptor, form)
             except LibmagicError as error:
-                wanted.context.reads.leave_out(Omission.SKIPPED, each.path, str(error))
+                reads.leave_out(Omission.SKIPPED, each.path, str(error))
     if found["data"]:
         found["data"] = " ".join([", ".join(_prefixes(each.found)), found["data"]]).lstrip()
     return tuple(found.values())

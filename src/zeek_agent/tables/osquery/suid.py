@@ -19,7 +19,7 @@ suid_bin = osquery_table(
     description=(
         "One row per set-user-id or set-group-id file in or below `/bin`, `/sbin`, `/usr/bin`, `/usr/sbin`, "
         "`/usr/local/bin`, `/usr/local/sbin` and `/tmp`. Links to directories are not followed below these; a file "
-        "with several of the paths has several rows."
+        "with several of the paths has several rows. The search ends when `limits.files_time` is used up."
     ),
     columns=[
         Column("path", "text", "full path"),
