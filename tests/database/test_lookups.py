@@ -114,3 +114,18 @@ async def test_rows_that_are_equal_in_what_a_statement_uses_are_all_counted() ->
     async for database in over(files):
         sql = "SELECT directory FROM files WHERE directory = '/' OR directory LIKE '/%'"
         assert (await database.query(sql)).row_count == 100
+
+
+@pytest.mark.parametrize(
+    ("where", "rows"),
+    [
+        ("size IN (SELECT 1 WHERE 0) LIMIT 1", []),
+        ("size IN (SELECT 1 WHERE 0) OR path = '/7' LIMIT 1", [("/7",)]),
+        ("size IN (7, 8, 9) AND directory NOT IN (SELECT '' WHERE 0) LIMIT 1 OFFSET 1", [("/8",)]),
+        ("size IN (7, 8) AND NOT EXISTS (SELECT 1 FROM files z WHERE z.size IN (SELECT 1 WHERE 0))", [("/7",), ("/8",)]),
+    ],
+)
+async def test_a_limit_and_a_list_of_a_subquery_without_rows_go_together(
+    database: Database, where: str, rows: list[tuple[str]]
+) -> None:
+    assert (await database.query(f"SELECT path FROM files WHERE {where}")).rows == rows

@@ -179,7 +179,8 @@ class LookupVirtualTable:
         exact = info.nOrderBy == 0
         for which in range(info.nConstraint):
             if info.get_aConstraint_op(which) in _LIMITS:
-                limits.append(which)
+                if info.get_aConstraint_usable(which):  # not while values of an IN come one by one
+                    limits.append(which)
                 continue
             term = self._term(info, which)
             if term is None:
