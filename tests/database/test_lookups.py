@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
 import pytest
 
+from zeek_agent.access import AccessPolicy
+from zeek_agent.config import AccessSettings
 from zeek_agent.contract import NoAgent
 from zeek_agent.database.database import Database
 from zeek_agent.errors import SqlError
@@ -129,3 +131,21 @@ async def test_a_limit_and_a_list_of_a_subquery_without_rows_go_together(
     database: Database, where: str, rows: list[tuple[str]]
 ) -> None:
     assert (await database.query(f"SELECT path FROM files WHERE {where}")).rows == rows
+
+
+async def test_columns_of_tables_are_looked_at_when_a_statement_names_the_table(files: Files) -> None:
+    looked_at: list[str] = []
+
+    class Watched(AccessPolicy):
+        def withheld(self, columns: Iterable[str], table: str, *aliases: str) -> frozenset[str]:
+            looked_at.extend((table, *aliases))
+            return super().withheld(columns, table, *aliases)
+
+    opened = Database([files.table], TableContext(NoAgent(), Watched(AccessSettings(columns_deny=("files.size",)))))
+    try:
+        assert (await opened.query("SELECT 1")).rows == [(1,)]
+        assert looked_at == []
+        assert (await opened.query("SELECT path, size FROM files WHERE path = '/7'")).rows == [("/7", None)]
+        assert looked_at == ["files"]
+    finally:
+        await opened.aclose()

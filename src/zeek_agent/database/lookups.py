@@ -15,9 +15,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import chain, islice
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -103,18 +103,41 @@ def _parse_plan(plan: str) -> LookupPlan:
 
 
 class LookupModule:
-    """Module that creates the virtual table of such a table in one connection."""
+    """Module that creates the virtual table of such a table in one connection.
 
-    def __init__(self, statement: StatementContext, layout: Layout, table: LookupTable) -> None:
+    Everything about the columns is found when a statement names the table, because there may be hundreds of tables.
+    """
+
+    def __init__(self, statement: StatementContext, make_layout: Callable[[], Layout], table: LookupTable) -> None:
         self.statement = statement
-        self.layout = layout
         self.remote = table.remote
-        self.reading = TableModule(statement, layout, table.rows if table.remote else None)
         self.opaque = table.opaque
-        self.required = {number for number, column in enumerate(layout.fields) if column.name in table.required}
-        self.decisive = {number for number, column in enumerate(layout.fields) if column.name in table.decisive}
-        names = " or ".join(sorted(table.required))
-        self.requirement = f"table {table.name}: a value for {names} is required (=, IN, or LIKE a text)"
+        self._make_layout = make_layout
+        self._table = table
+
+    @cached_property
+    def layout(self) -> Layout:
+        return self._make_layout()
+
+    @cached_property
+    def reading(self) -> TableModule:
+        return TableModule(self.statement, self.layout, self._table.rows if self.remote else None)
+
+    @cached_property
+    def required(self) -> frozenset[int]:
+        return self._numbers(self._table.required)
+
+    @cached_property
+    def decisive(self) -> frozenset[int]:
+        return self._numbers(self._table.decisive)
+
+    @property
+    def requirement(self) -> str:
+        names = " or ".join(sorted(self._table.required))
+        return f"table {self._table.name}: a value for {names} is required (=, IN, or LIKE a text)"
+
+    def _numbers(self, columns: frozenset[str]) -> frozenset[int]:
+        return frozenset(number for number, field in enumerate(self.layout.fields) if field.name in columns)
 
     def Create(  # noqa: N802 - apsw's name
         self, connection: apsw.Connection, module: str, database: str, name: str, *arguments: Any

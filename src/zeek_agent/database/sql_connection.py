@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
 
 import apsw
 import msgspec
 
+from zeek_agent.access import AccessPolicy
 from zeek_agent.config import LimitSettings
 from zeek_agent.database.cells import restore_blobs
 from zeek_agent.database.event_copies import (
@@ -101,20 +103,19 @@ class Catalog:
     tables: Mapping[str, Table]
     gone: Mapping[str, str]
     """Why tables were removed, by name."""
-    _layouts: dict[bool, dict[str, Layout]]
+    _layouts: dict[tuple[str, bool], Layout]
+    _names: dict[str, frozenset[str]]
 
     @classmethod
     def of(cls, generation: int, tables: Iterable[Table], gone: Mapping[str, str] | None = None) -> Catalog:
-        return cls(generation, {table.name: table for table in tables}, gone or {}, {})
+        return cls(generation, {table.name: table for table in tables}, gone or {}, {}, {})
 
-    def layouts(self, profile: Profile) -> Mapping[str, Layout]:
-        """The layouts of all tables, made when they are first needed: main runs no statements."""
+    def layout(self, name: str, profile: Profile) -> Layout:
+        """The layout of the table of that name, made when it is first needed: main runs no statements."""
         hide_added = profile is Profile.STOCK
-        if hide_added not in self._layouts:
-            self._layouts[hide_added] = {
-                name: Layout(table, hide_added=hide_added) for name, table in self.tables.items()
-            }
-        return self._layouts[hide_added]
+        if (name, hide_added) not in self._layouts:
+            self._layouts[name, hide_added] = Layout(self.tables[name], hide_added=hide_added)
+        return self._layouts[name, hide_added]
 
     def readable(self, profile: Profile = Profile.FULL) -> dict[str, str]:
         """Every readable name, and the name of its table."""
@@ -131,18 +132,20 @@ class Catalog:
                     names[name] = table.name
         return names
 
-    def names(self) -> dict[str, frozenset[str]]:
+    def names(self) -> Mapping[str, frozenset[str]]:
         """By table, all its names, whatever the profile: a rule for any of them holds for it.
 
         A table that osquery has, too, is denied by osquery's name in either form.
         """
-        names = {name: {name} for name in self.tables}
-        for name, of in self.readable().items():
-            names[of].add(name)
-        for name, table in self.tables.items():
-            for other in table.osquery_names:
-                names[name] |= {other, OSQUERY_PREFIX + other}
-        return {name: frozenset(found) for name, found in names.items()}
+        if not self._names:
+            names = {name: {name} for name in self.tables}
+            for name, of in self.readable().items():
+                names[of].add(name)
+            for name, table in self.tables.items():
+                for other in table.osquery_names:
+                    names[name] |= {other, OSQUERY_PREFIX + other}
+            self._names.update((name, frozenset(found)) for name, found in names.items())
+        return self._names
 
 
 class RowSink(Protocol):
@@ -173,6 +176,20 @@ class StreamedStatement(NamedTuple):
     rules: frozenset[str]
     """The access rules that change values of the rows: columns that stay unset, as `table.column`, and masking unless
     the statement reads only events, which were masked when they were recorded."""
+
+
+class _WithheldColumns(dict[str, frozenset[str]]):
+    """By table, the columns that stay unset, found when the table is first used."""
+
+    def __init__(self, catalog: Catalog, access: AccessPolicy) -> None:
+        super().__init__()
+        self._catalog = catalog
+        self._access = access
+
+    def __missing__(self, name: str) -> frozenset[str]:
+        columns = (column.name for column in self._catalog.tables[name].columns)
+        found = self[name] = self._access.withheld(columns, *self._catalog.names()[name])
+        return found
 
 
 def _store_id(uri: str | None) -> str | None:
@@ -221,11 +238,11 @@ class SqlConnection:
         self._encode = msgspec.msgpack.Encoder().encode
         self._readable = catalog.readable(profile)
         self._names = {name: catalog.tables[table] for name, table in self._readable.items()}
+        self._names_of: dict[str, list[str]] = {name: [] for name in catalog.tables}
+        for name, of in self._readable.items():
+            self._names_of[of].append(name)
         names = catalog.names()
-        self._withheld = {
-            name: context.access.withheld((column.name for column in table.columns), *names[name])
-            for name, table in catalog.tables.items()
-        }
+        self._withheld = _WithheldColumns(catalog, context.access)
         events = [table for table in catalog.tables.values() if table.kind == "events"]
         copies_max = limits.memory_bytes // MEMORY_SHARE
         self.event_copies = EventCopies(self._store_uri or "", events, copies_max, self._withheld)
@@ -429,14 +446,17 @@ class SqlConnection:
         connection.execute("PRAGMA temp_store=MEMORY")
         connection.set_busy_timeout(BUSY_MILLISECONDS)
         connection.drop_modules(TABLE_FUNCTIONS)
-        layouts = [layout.withholding(self._withheld[name]) for name, layout in self.catalog.layouts(profile).items()]
-        for layout in layouts:
-            names = [name for name, of in self._readable.items() if of == layout.table.name]
-            if isinstance(layout.table, LookupTable):
-                self._add_lookup_table(names, LookupModule(self, layout, layout.table))
-            elif layout.table.kind == "snapshot" and names:
-                self._add_table(layout.table.name, TableModule(self, layout))
-        events = [layout for layout in layouts if layout.table.kind == "events"]
+
+        def layout_of(name: str) -> Layout:
+            return self.catalog.layout(name, profile).withholding(self._withheld[name])
+
+        for name, table in self.catalog.tables.items():
+            names = self._names_of[name]
+            if isinstance(table, LookupTable):
+                self._add_lookup_table(names, LookupModule(self, partial(layout_of, name), table))
+            elif table.kind == "snapshot" and names:
+                self._add_table(name, TableModule(self, layout_of(name)))
+        events = [layout_of(name) for name, table in self.catalog.tables.items() if table.kind == "events"]
         stored: list[str] = []
         if self._copies and events:
             stored = self.event_copies.stored_names()
@@ -502,9 +522,8 @@ class SqlConnection:
         """
         refused = not self._authorizer.permits(table.name)
         select = f"SELECT {TRIPWIRE}()" if refused else table.select(self._withheld[table.name])
-        for name, of in self._readable.items():
-            if of == table.name:
-                self._connection.execute(f"CREATE TEMP VIEW {quoted(name)} AS {select}")
+        for name in self._names_of[table.name]:
+            self._connection.execute(f"CREATE TEMP VIEW {quoted(name)} AS {select}")
 
     def _add_tripwires(self, stored: Iterable[str]) -> None:
         """Refuse the store's own tables, which SQLite would find under their plain names, by views of these names."""
@@ -574,7 +593,7 @@ class SqlConnection:
 
     def _aliases(self, table: Table) -> list[str]:
         own = {table.name, f"{table.name}_history"}
-        return [name for name, of in self._readable.items() if of == table.name and name not in own]
+        return [name for name in self._names_of[table.name] if name not in own]
 
     def _hide_names(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(self._hidden.redact(cell) if isinstance(cell, str) else cell for cell in row)
