@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from zeek_agent.config import AccessSettings
 from zeek_agent.contract import NoAgent
 from zeek_agent.database.database import Database
 from zeek_agent.errors import SqlError
+from zeek_agent.host.files.reads import Omission
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints, LookupTable, TableContext
 
@@ -149,3 +151,45 @@ async def test_columns_of_tables_are_looked_at_when_a_statement_names_the_table(
         assert looked_at == ["files"]
     finally:
         await opened.aclose()
+
+
+class Reading(Files):
+    """The same table, but one file is left out, with an error."""
+
+    def rows(self, wanted: Constraints) -> Iterator[Row]:
+        for row in super().rows(wanted):
+            if row[0] == "/4":
+                wanted.context.reads.leave_out(Omission.REFUSED, "/4", "denied here")
+                wanted.report("/4 is left out")
+            else:
+                yield row
+
+
+@pytest.mark.parametrize("required", [(), ("path", "directory")])
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT path FROM files WHERE path IN ('/3', '/4')",
+        "WITH want(p) AS (VALUES ('/3'), ('/4')) SELECT path FROM want CROSS JOIN files ON path = p",
+        "SELECT a.path FROM files a CROSS JOIN places ON pattern = '/99' WHERE a.path IN ('/3', '/4')",
+        "SELECT a.path FROM files a JOIN places b ON b.pattern > a.path JOIN files c ON c.path = a.path "
+        "WHERE a.path IN ('/3', '/4') AND b.pattern = '/99'",
+        "SELECT path FROM files WHERE (path = '/3' OR path = '/4') AND path IN (SELECT '/' || value FROM "
+        "json_each('[3, 4, 5]'))",
+        "SELECT b.path FROM files a RIGHT JOIN files b ON a.path = b.path || '0' WHERE b.path IN ('/3', '/4')",
+    ],
+)
+async def test_what_a_join_leaves_out_is_reported_once(sql: str, required: tuple[str, ...]) -> None:
+    async for database in over(Reading(*required)):
+        if "RIGHT JOIN" in sql and required:
+            continue  # a RIGHT JOIN passes no value on
+        result = await database.query(sql)
+        assert result.rows == [("/3",)]
+        assert (result.files.refused, result.files.unread) == (1, {"/4"})
+        assert result.errors[0] == "/4 is left out"
+
+
+async def test_what_a_scan_leaves_out_is_reported_to_each_statement() -> None:
+    async for database in over(Reading()):
+        results = await asyncio.gather(*(database.query("SELECT path FROM files") for _ in range(3)))
+        assert [(result.files.refused, result.errors) for result in results] == [(1, ("/4 is left out",))] * 3

@@ -340,7 +340,8 @@ class Lookup(ABC):
         return rows
 
     def _fetch(self, values: Values, *, limited: bool) -> list[Sequence[Any]]:
-        return list(self._read(values, limited=limited))
+        with self._module.statement.keeping():
+            return list(self._read(values, limited=limited))
 
     def _read(self, values: Values, *, limited: bool) -> Iterator[Sequence[Any]]:
         """The rows with the known values and these; `limited` if SQLite's LIMIT applies to exactly them."""

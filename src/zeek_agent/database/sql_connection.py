@@ -222,6 +222,8 @@ class SqlConnection:
         self.run = Run(limits)
         self.held: dict[tuple[TableModule, tuple[Value, ...]], IndexedScan] = {}
         self.kept: dict[Any, Any] = {}
+        self._kept_reads = FileReads(limits)
+        self._kept_errors = RowErrors()
         self._deferred: list[Callable[[], None]] = []
         self._reruns_left = 0
         self.missing: str | None = None
@@ -270,6 +272,7 @@ class SqlConnection:
     ) -> StreamedStatement:
         """Run one statement and hand its rows, as SQLite gives them, to `rows`. Raises SqlError and its kinds."""
         self.run = run
+        self._kept_reads, self._kept_errors = FileReads(self._limits), RowErrors()
         self._set_window(window or {})
         self.event_copies.begin(run, self._window)
         try:
@@ -311,6 +314,16 @@ class SqlConnection:
             self._deferred.append(read)
         return self._reruns_left > 0
 
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """For reading rows that further runs of the statement use again: the omissions are then theirs, too."""
+        context, errors = self.context, self.run.errors
+        self.context, self.run.errors = replace(context, reads=self._kept_reads), self._kept_errors
+        try:
+            yield
+        finally:
+            self.context, self.run.errors = context, errors
+
     def close(self) -> None:
         self._connection.close(force=True)
 
@@ -344,6 +357,8 @@ class SqlConnection:
                 if count > limits.rows:
                     raise LimitError(f"the result has more than {limits.rows} rows (limits.rows)")
                 add(row, packed)
+        self.context.reads.include(self._kept_reads)
+        self.run.errors.include(self._kept_errors)
         files = self.context.reads.omissions()
         return StreamedStatement(tuple(self._headings), limits.result_bytes - left, files, self._rules_of(sql))
 
