@@ -12,6 +12,7 @@ from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings
 from zeek_agent.contract import NoAgent
 from zeek_agent.database.database import Database
+from zeek_agent.database.lookups import EAGER_KEYS_MAX, KEYS_PER_LOOKUP
 from zeek_agent.errors import SqlError
 from zeek_agent.host.files.reads import Omission
 from zeek_agent.schema import Column, Row
@@ -193,3 +194,17 @@ async def test_what_a_scan_leaves_out_is_reported_to_each_statement() -> None:
     async for database in over(Reading()):
         results = await asyncio.gather(*(database.query("SELECT path FROM files") for _ in range(3)))
         assert [(result.files.refused, result.errors) for result in results] == [(1, ("/4 is left out",))] * 3
+
+
+async def test_a_limit_spares_a_join_the_values_behind_it() -> None:
+    files = Files("path")
+    async for database in over(files):
+        numbers = ", ".join(f"({number})" for number in range(99))
+        sql = f"WITH want(n) AS (VALUES {numbers}) SELECT size FROM want CROSS JOIN files"
+        assert (await database.query(f"{sql} ON path = '/' || n LIMIT 2")).rows == [(0,), (1,)]
+        assert files.asked == [{"path": {"/0"}}, {"path": {"/1"}}]
+        assert (await database.query(f"{sql} ON path = '/' || n")).row_count == 99
+        many = "WITH RECURSIVE want(n) AS (VALUES (0) UNION ALL SELECT n + 1 FROM want WHERE n < 999) SELECT count(*) "
+        files.asked.clear()
+        assert (await database.query(f"{many} FROM want CROSS JOIN files ON path = '/' || n")).rows == [(100,)]
+        assert len(files.asked) == EAGER_KEYS_MAX + (1_000 - EAGER_KEYS_MAX) / KEYS_PER_LOOKUP

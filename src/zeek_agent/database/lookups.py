@@ -3,7 +3,8 @@
 Constraints with known values are part of the question. In a join, the values come from rows of other tables: they are
 collected while the statement runs, then fetched together, and the statement runs again (`StatementContext.defer`). A
 table that answers only by value (`LookupTable.required`), or in part without one (`decisive`), is asked in batches of
-values; any other one for a few values, or for all its rows when there are many.
+values; any other one for a few values, or for all its rows when there are many. A table of this process that answers
+only by value, such as `hash`, is asked for the first values at once, so that a LIMIT spares the others.
 
 The question also names the columns that are read, and has a LIMIT if nothing else restricts the rows. A question to a
 `remote` table is a round trip, so its rows are kept for the statement; those of a local one are read as SQLite wants
@@ -40,12 +41,15 @@ from zeek_agent.database.virtual_tables import (
     number_from,
 )
 from zeek_agent.errors import LimitError, SqlError
+from zeek_agent.privileges import NO_PRIVILEGES
 from zeek_agent.table import Bound, LookupTable
 
 KEYS_PER_LOOKUP: Final = 100
 """Values in one question, to bound the length of its statement."""
 COLLECTED_KEYS_MAX: Final = 20
 """Values of a join that are fetched by value; for more, fetching all rows is assumed to be faster."""
+EAGER_KEYS_MAX: Final = 100
+"""Values of a join for which a local table that requires one is asked at once, before others are collected."""
 KEYED_ROUNDS_MAX: Final = 1
 """How often collected values are fetched by value before all rows are, since more values may follow."""
 
@@ -111,6 +115,8 @@ class LookupModule:
     def __init__(self, statement: StatementContext, make_layout: Callable[[], Layout], table: LookupTable) -> None:
         self.statement = statement
         self.remote = table.remote
+        self.is_eager = bool(table.required) and not table.remote and table.privileges == NO_PRIVILEGES
+        """Whether a question with one value costs little more than its rows."""
         self.opaque = table.opaque
         self._make_layout = make_layout
         self._table = table
@@ -420,7 +426,7 @@ class KeyedLookup(Lookup):
             if self._is_first_list():
                 if len(keys) <= KEYS_PER_LOOKUP:
                     return iter(self._fetch_exactly(values))
-            elif self._wanted or self._module.statement.defer(self._fetch_wanted):
+            elif not self._is_early() and (self._wanted or self._module.statement.defer(self._fetch_wanted)):
                 self._want(keys, values)
                 return iter(())
             self._fetch_keys(keys)
@@ -431,6 +437,10 @@ class KeyedLookup(Lookup):
     def _is_first_list(self) -> bool:
         """Whether these are the first values of an IN, whose list is probably the same for the whole statement."""
         return self._key.operator == _ALL_AT_ONCE and self._exact is None and not self._rows
+
+    def _is_early(self) -> bool:
+        """Whether the rows of these values are fetched at once, because the statement may need no others."""
+        return self._module.is_eager and len(self._rows) < EAGER_KEYS_MAX
 
     def _want(self, keys: frozenset[Any], values: Values) -> None:
         """Collect values, until there are so many that all rows will be fetched."""
@@ -449,7 +459,7 @@ class KeyedLookup(Lookup):
 
     def _fetch_keys(self, keys: AbstractSet[Any]) -> None:
         """Fetch the rows of keys that have not been fetched yet."""
-        missing = sorted(keys - self._rows.keys())
+        missing = sorted(key for key in keys if key not in self._rows)
         self._rounds += 1
         if self._optional and (len(missing) > COLLECTED_KEYS_MAX or self._rounds > KEYED_ROUNDS_MAX):
             self._fetch_all()
