@@ -127,7 +127,10 @@ async def test_rows_that_are_equal_in_what_a_statement_uses_are_all_counted() ->
         ("size IN (SELECT 1 WHERE 0) LIMIT 1", []),
         ("size IN (SELECT 1 WHERE 0) OR path = '/7' LIMIT 1", [("/7",)]),
         ("size IN (7, 8, 9) AND directory NOT IN (SELECT '' WHERE 0) LIMIT 1 OFFSET 1", [("/8",)]),
-        ("size IN (7, 8) AND NOT EXISTS (SELECT 1 FROM files z WHERE z.size IN (SELECT 1 WHERE 0))", [("/7",), ("/8",)]),
+        (
+            "size IN (7, 8) AND NOT EXISTS (SELECT 1 FROM files z WHERE z.size IN (SELECT 1 WHERE 0))",
+            [("/7",), ("/8",)],
+        ),
     ],
 )
 async def test_a_limit_and_a_list_of_a_subquery_without_rows_go_together(
@@ -186,7 +189,7 @@ async def test_what_a_join_leaves_out_is_reported_once(sql: str, required: tuple
             continue  # a RIGHT JOIN passes no value on
         result = await database.query(sql)
         assert result.rows == [("/3",)]
-        assert (result.files.refused, result.files.unread) == (1, {"/4"})
+        assert (result.files.refused, set(result.files.unread)) == (1, {"/4"})
         assert result.errors[0] == "/4 is left out"
 
 

@@ -68,9 +68,7 @@ class SharedScans:
         with self._lock:
             self._scans.clear()
 
-    def _lead(
-        self, entry: _Scan, scan: Callable[[], Iterator[Row]], is_complete: Callable[[], bool]
-    ) -> Iterator[Row]:
+    def _lead(self, entry: _Scan, scan: Callable[[], Iterator[Row]], is_complete: Callable[[], bool]) -> Iterator[Row]:
         try:
             rows = scan()
             first = list(islice(rows, SHARED_ROWS_MAX))
