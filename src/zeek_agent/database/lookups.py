@@ -3,9 +3,8 @@
 Constraints with known values are part of the question. In a join, the values come from rows of other tables: they are
 collected while the statement runs, then fetched together, and the statement runs again (`StatementContext.defer`). A
 table that answers only by value (`LookupTable.required`), or in part without one (`decisive`), is asked in batches of
-values; any other one for a few values, or for all its rows when there are many. For a table of
-this process that answers only by value, such as `hash`, the first values are looked up at once, so that a LIMIT spares
-the others.
+values; any other one for a few values, or for all its rows when there are many. For a table of this process that
+answers only by value, such as `hash`, the first values are looked up at once, so that a LIMIT spares the others.
 
 The question also names the columns that are read, and has a LIMIT if nothing else restricts the rows. A question to a
 `remote` table is a round trip, so its rows are kept for the statement; those of a local one are read as SQLite wants

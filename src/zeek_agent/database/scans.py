@@ -37,6 +37,7 @@ class SharedScans:
         since: float,
         scan: Callable[[], Iterator[Row]],
         check: Callable[[], None],
+        *,
         is_complete: Callable[[], bool] = lambda: True,
     ) -> Iterator[Row]:
         """All rows of the table with at least these columns, from a scan that began at `since` or later.
@@ -89,7 +90,9 @@ class SharedScans:
 
 
 class _Scan:
-    """`rows` stays None if the scan failed, was too long or incomplete; statements that waited for it then scan themselves."""
+    """`rows` stays None if the scan failed, was too long or not complete; statements that waited for it then scan
+    themselves.
+    """
 
     __slots__ = ("began", "columns", "done", "ended", "rows", "table")
 

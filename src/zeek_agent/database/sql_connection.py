@@ -461,17 +461,8 @@ class SqlConnection:
         connection.execute("PRAGMA temp_store=MEMORY")
         connection.set_busy_timeout(BUSY_MILLISECONDS)
         connection.drop_modules(TABLE_FUNCTIONS)
-
-        def layout_of(name: str) -> Layout:
-            return self.catalog.layout(name, profile).withholding(self._withheld[name])
-
-        for name, table in self.catalog.tables.items():
-            names = self._names_of[name]
-            if isinstance(table, LookupTable):
-                self._add_lookup_table(names, LookupModule(self, partial(layout_of, name), table))
-            elif table.kind == "snapshot" and names:
-                self._add_table(name, TableModule(self, layout_of(name)))
-        events = [layout_of(name) for name, table in self.catalog.tables.items() if table.kind == "events"]
+        self._add_host_tables(profile)
+        events = [self._layout(name, profile) for name, table in self.catalog.tables.items() if table.kind == "events"]
         stored: list[str] = []
         if self._copies and events:
             stored = self.event_copies.stored_names()
@@ -492,6 +483,17 @@ class SqlConnection:
         connection.authorizer = self._authorizer
         connection.set_progress_handler(self._progress, STEPS_BETWEEN_CHECKS)
         self._authorizer.trusted = False
+
+    def _layout(self, name: str, profile: Profile) -> Layout:
+        return self.catalog.layout(name, profile).withholding(self._withheld[name])
+
+    def _add_host_tables(self, profile: Profile) -> None:
+        for name, table in self.catalog.tables.items():
+            names = self._names_of[name]
+            if isinstance(table, LookupTable):
+                self._add_lookup_table(names, LookupModule(self, partial(self._layout, name, profile), table))
+            elif table.kind == "snapshot" and names:
+                self._add_table(name, TableModule(self, self._layout(name, profile)))
 
     def _progress(self) -> bool:
         return self.run.progress()

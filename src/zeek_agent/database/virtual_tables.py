@@ -416,7 +416,9 @@ class TableReader:
         def is_complete() -> bool:
             return (reads.omitted, errors.count) == before
 
-        return self._guarded(lambda: share.rows(table, wanted.columns, run.scans_since, scan, run.check, is_complete))
+        return self._guarded(
+            lambda: share.rows(table, wanted.columns, run.scans_since, scan, run.check, is_complete=is_complete)
+        )
 
     def _guarded(self, scan: Callable[[], Iterator[Row]]) -> Iterator[Row]:
         """The scan's rows; its exceptions become errors that name the table."""
