@@ -239,8 +239,8 @@ def test_a_shard_is_that_part_of_all_agents(tmp_path: Path) -> None:
 def test_a_distribution_is_a_condition_on_os_version(tmp_path: Path) -> None:
     sql = only(translate(tmp_path, query("SELECT hour FROM time", platform="ubuntu,rhel"))).sql
     assert sql.endswith(
-        "FROM r WHERE EXISTS (SELECT 1 FROM os_version WHERE platform IN ('rhel', 'ubuntu') "
-        "OR platform_like IN ('rhel', 'ubuntu'))"
+        "FROM r WHERE EXISTS (SELECT 1 FROM (SELECT ' ' || ifnull(platform, '') || ' ' || ifnull(platform_like, '') "
+        "|| ' ' AS of FROM os_version) WHERE of LIKE '% rhel %' OR of LIKE '% ubuntu %')"
     )
 
 
