@@ -110,7 +110,8 @@ class Pack:
 def load_all(names: Sequence[str], *, schedule: float | None = None, is_logged: bool = True) -> Pack:
     """The packs in all files that these paths and patterns name, as one; without any, the default pack.
 
-    `default` is the default pack, too. What is left out of osquery's packs is logged, if `is_logged`. Raises UsageError as `load`, and for two logs of one name.
+    `default` is the default pack, too. What is left out of osquery's packs is logged, if `is_logged`. Raises
+    UsageError as `load`, and for two logs of one name.
     """
     if not names:
         return load(schedule=schedule)
