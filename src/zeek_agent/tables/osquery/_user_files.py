@@ -28,16 +28,20 @@ def user_files(wanted: Constraints, *patterns: str, shown: ShownFiles | None = N
     """
     context = wanted.context
     gate = open_gate(context.access, context.reads, wanted.check, shown)
-    uids = wanted.integers("uid")
-    for account in local_accounts(wanted.report):
-        wanted.check()
-        home = os.fsdecode(to_bytes(account.home)).rstrip("/")
-        if (uids is not None and account.uid not in uids) or not account.home.startswith("/"):
-            continue
+    for account, home in wanted_homes(wanted):
         for pattern in patterns:
             place = f"{literal(home)}/{pattern}"
             found = matching(gate, place, wanted.check, explain=False)
             yield from ((account, match) for match in limited(found, place, context.reads))
+
+
+def wanted_homes(wanted: Constraints) -> Iterator[tuple[Account, str]]:
+    """The accounts with the uids that are asked for, and their home directories, in the form of `os.fsdecode`."""
+    uids = wanted.integers("uid")
+    for account in local_accounts(wanted.report):
+        wanted.check()
+        if account.home.startswith("/") and (uids is None or account.uid in uids):
+            yield account, os.fsdecode(to_bytes(account.home)).rstrip("/")
 
 
 def limited(found: Iterable[T], place: str, reads: FileReads) -> Iterator[T]:
