@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import statistics
 import subprocess
 import time
@@ -34,6 +35,7 @@ class NoAgent:
     """These tables ask nothing of the agent."""
 
     id = instance = hostname = ""
+    pid = os.getpid()
 
     def uptime(self) -> float:
         return 0.0

@@ -303,10 +303,10 @@ def test_a_rule_for_secrets_that_do_not_exist_is_an_error(rule: str) -> None:
 def test_rules_for_columns_may_name_those_of_events_and_of_osquery(caplog: pytest.LogCaptureFixture) -> None:
     rules = ["logins_events.command", "logins_events_history.*", "*.cmdline", "process_events.cmdline"]
     config_check.check_files_and_groups(loaded_with(access__columns_deny=rules, osquery__socket="off"))
-    rules = ["osquery_users.description", "shell_history.command"]
+    rules = ["osquery_users.description", "augeas.value"]
     config_check.check_files_and_groups(loaded_with(access__columns_deny=rules, osquery__socket="auto"))
     assert caplog.messages == []
-    with pytest.raises(UsageError, match=r"there is no column 'shell_history\.command'"):
+    with pytest.raises(UsageError, match=r"there is no column 'augeas\.value'"):
         config_check.check_files_and_groups(loaded_with(access__columns_deny=rules[1:], osquery__socket="off"))
 
 

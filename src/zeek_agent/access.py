@@ -7,6 +7,7 @@ import os
 import posixpath
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from enum import Enum, auto
 from functools import lru_cache
 from itertools import groupby
@@ -42,6 +43,22 @@ class Contents(Enum):
     """It is on the list of files whose contents may be read although not every local user may read them."""
     UNLISTED = auto()
     """None: it may only be listed and hashed."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShownFiles:
+    """The one kind of file that a table shows: their contents may be read although not every local user may read them.
+
+    With `permitted`, the default patterns of `access.paths_deny` do not apply to them, because the operator has
+    permitted the table, which shows secrets.
+    """
+
+    patterns: tuple[str, ...]
+    permitted: bool = False
+
+    def __contains__(self, path: str) -> bool:
+        """Whether the file at this absolute path is of this kind."""
+        return _compiled_rules(self.patterns).match(normal(path))
 
 
 class AccessPolicy:
@@ -81,7 +98,7 @@ class AccessPolicy:
             {*(f"redact {rule}" for rule in settings.redact), *(() if settings.mask else ("off",))}
         )
         """How masking differs from the default."""
-        self._derived_deny = _PathRules([rule for rule in settings.paths_deny if rule not in _DEFAULT_DENY])
+        self._added_deny = _PathRules([rule for rule in settings.paths_deny if rule not in _DEFAULT_DENY])
         self._paths_deny_caseless = _PathRules(settings.paths_deny, caseless=True)
         self._denied = lru_cache(VERDICTS_KEPT)(self._judge)
         self._listed = lru_cache(VERDICTS_KEPT)(self._list)
@@ -146,15 +163,14 @@ class AccessPolicy:
         """Whether a rule, or what is the agent's own, denies this absolute path."""
         return self._denied(path)
 
-    def denies_derived(self, path: str) -> bool:
-        """Whether nothing may be derived from the file at this absolute path: the hash of a process's executable, or
-        properties of a private key.
+    def denies_by_added_rule(self, path: str) -> bool:
+        """Whether a rule that the operator added to `paths_deny` denies this absolute path, or it is the agent's own.
 
-        The default patterns name secrets, which such values do not reveal: malware that has a secret's name must not
-        hide its hash, and a private key without a passphrase must not hide that it has none.
+        The default patterns name secrets, but do not hide hashes of executables, since malware can have a secret's
+        name, properties of private keys, and files of a table that the operator has permitted for its secrets.
         """
         path = normal(path)
-        return self._derived_deny.match(path) or self._is_protected(path)
+        return self._added_deny.match(path) or self._is_protected(path)
 
     def denies_in_any_case(self, path: str) -> bool:
         """`denies` for a file that answers to its name in capitals and small letters."""
@@ -164,14 +180,10 @@ class AccessPolicy:
         """Whether `access.paths_allow`, where there is one, has this absolute path."""
         return not self._paths_allow or self._paths_allow.match(normal(path))
 
-    def contents(self, path: str, private: tuple[str, ...] = ()) -> Contents:
-        """Which rule lets the contents of the file at this absolute path be read.
-
-        `private` are patterns of further private files, for a table that shows one kind of file.
-        """
+    def contents(self, path: str, shown: ShownFiles | None = None) -> Contents:
+        """Which rule lets the contents of the file at this absolute path be read; `shown` are those of its table."""
         found = self._listed(path)
-        is_further = found is not Contents.CONFIGURED and private and _compiled_rules(private).match(normal(path))
-        return Contents.PRIVATE if is_further else found
+        return Contents.PRIVATE if found is not Contents.CONFIGURED and shown is not None and path in shown else found
 
     def _judge(self, path: str) -> bool:
         path = normal(path)

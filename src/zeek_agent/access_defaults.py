@@ -440,6 +440,7 @@ SECRETS_DENY: Final = (
     "docker_container_envs",
     "process_envs",
     "shell_history",
+    "sudoers",
     "process_memory_map.start",
     "process_memory_map.end",
 )

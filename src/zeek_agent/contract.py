@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -31,6 +32,7 @@ class NoAgent:
     id = "HsCElvPqe0P8W73ADijZGY"
     instance = "IsCElvPqe0P8W73ADijZGY"
     hostname = "host.example"
+    pid = os.getpid()
 
     def __init__(self, tables: Iterable[Table] = ()) -> None:
         self._tables = list(tables)

@@ -18,6 +18,8 @@ class AgentView(Protocol):
 
     id: str
     instance: str
+    pid: int
+    """The agent's main process."""
 
     @property
     def hostname(self) -> str:

@@ -69,16 +69,20 @@ def select_with_errors(sql: str, **access: Any) -> tuple[Rows, Sequence[str]]:
     return asyncio.run(run())
 
 
-def select_in_worker(sql: str) -> Rows:
-    """The rows of a statement as the program shows them, which runs it in a worker process."""
-    program = (sys.executable, "-m", "zeek_agent", "query", "--state-dir", "/run/zeek-agent", "--format", "json", sql)
-    rows: Rows = json.loads(output(*program))
+def select_in_worker(sql: str, *settings: str) -> Rows:
+    """The rows of a statement as the program shows them, which runs it in a worker process.
+
+    `settings` have the form `access.mask=false`.
+    """
+    options = [part for setting in settings for part in ("--set", setting)]
+    program = (sys.executable, "-m", "zeek_agent", "query", "--state-dir", "/run/zeek-agent", "--format", "json")
+    rows: Rows = json.loads(output(*program, *options, sql))
     return rows
 
 
 def output(*command: str, standard_input: str | None = None) -> str:
     """What a program writes."""
-    done = subprocess.run(
-        command, input=standard_input, capture_output=True, check=True, text=True, env={**os.environ, "LC_ALL": "C"}
-    )
+    environment = {**os.environ, "LC_ALL": "C"}
+    done = subprocess.run(command, input=standard_input, capture_output=True, check=False, text=True, env=environment)
+    assert done.returncode == 0, f"{command[0]}: {done.stderr}"
     return done.stdout

@@ -48,6 +48,7 @@ async def contained(
         hostname="here",
         started=0.0,
         account=worker_account() if os.geteuid() == 0 else None,
+        agent_pid=os.getpid(),
         own_tables=msgspec.msgpack.encode(own) if own else b"",
     )
     database = ContainedDatabase(

@@ -37,6 +37,7 @@ class Setup(Struct, frozen=True, tag="setup"):
     """Monotonic clock, in seconds."""
     account: WorkerAccount | None
     """The account under which workers run; None if the agent is not root."""
+    agent_pid: int = 0
     own_tables: bytes = b""
     """The operator's tables, as msgpack for `own_tables.declarations.decode`; empty for none."""
 

@@ -63,6 +63,7 @@ def worker_setup(
         hostname=config.agent.hostname,
         started=started,
         account=account,
+        agent_pid=os.getpid(),
         own_tables=_encode(own) if own else b"",
     )
 

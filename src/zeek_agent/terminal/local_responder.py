@@ -110,6 +110,7 @@ class LocalAgent:
         stored = identity.read(places.identity)
         self.id = config.agent.id or (stored.id if stored else "")
         self.instance = identity.new_id("I")
+        self.pid = os.getpid()
         self.database: SqlDatabase | None = None
         self.pool: WorkerPool | None = None
         """The worker processes of the database, if its statements run in some."""

@@ -39,6 +39,7 @@ class AgentProxy:
     ) -> None:
         self.id = setup.agent_id
         self.instance = setup.instance
+        self.pid = setup.agent_pid
         self._hostname = setup.hostname
         self._started = setup.started
         self._ask = ask

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 from asking import READS_ALL
+from hypothesis import given
+from hypothesis import strategies as st
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import LimitSettings
 from zeek_agent.contract import NoAgent
 from zeek_agent.database.database import Database
+from zeek_agent.errors import SqlError
+from zeek_agent.host.packages.rpm import RpmError, parse_header
 from zeek_agent.schema import Column
 from zeek_agent.table import Table, TableContext
 from zeek_agent.tables.osquery import packages
@@ -36,6 +42,7 @@ FIELDS = {
 @pytest.fixture
 async def db() -> AsyncIterator[Database]:
     opened = Database(packages.TABLES, TableContext(NoAgent(), READS_ALL), LimitSettings())
+    opened.scans.max_age_seconds = 0
     yield opened
     await opened.aclose()
 
@@ -197,3 +204,144 @@ def test_only_text_of_snapshot_tables_has_a_collation() -> None:
             "releases", "releases", description="Releases.", kind="events",
             columns=[Column("version", "text", "version", collation="version")],
         )  # fmt: skip
+
+
+# rpm_packages
+
+RPM = pytest.mark.skipif(None in map(shutil.which, ("rpm", "rpmbuild")), reason="needs rpm(8) and rpmbuild(8)")
+TAGS = {
+    "name": "NAME",
+    "version": "VERSION",
+    "release": "RELEASE",
+    "source": "SOURCERPM",
+    "size": "SIZE",
+    "sha1": "SHA1HEADER",
+    "arch": "ARCH",
+    "epoch": "EPOCH",
+    "install_time": "INSTALLTIME",
+    "vendor": "VENDOR",
+    "package_group": "GROUP",
+}
+SPECIFICATION = """
+Name: {name}
+Version: {version}
+Release: {release}
+Summary: a test
+License: none
+BuildArch: noarch
+{more}
+%description
+For a test.
+%install
+mkdir -p %{{buildroot}}/opt && head -c {size} /dev/zero > %{{buildroot}}/opt/{name}
+%files
+/opt/{name}
+"""
+
+
+def rpm_package(place: Path, name: str, version: str, release: str, size: int, more: str = "") -> Path:
+    """A package made by rpmbuild."""
+    specification = place / f"{name}-{version}.spec"
+    specification.write_text(SPECIFICATION.format(name=name, version=version, release=release, size=size, more=more))
+    directories = ["--define", f"_topdir {place}/build", "--define", f"_dbpath {place}/build/db"]
+    subprocess.run(["rpmbuild", *directories, "-bb", str(specification)], check=True, capture_output=True)
+    return place / f"build/RPMS/noarch/{name}-{version}-{release}.noarch.rpm"
+
+
+def rpm(database: Path, *arguments: str) -> str:
+    command = ["rpm", "--dbpath", str(database), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def by_rpm(database: Path) -> list[dict[str, str]]:
+    show = "\\t".join(f"%{{{tag}}}" for tag in TAGS.values()) + "\\n"
+    return [dict(zip(TAGS, line.split("\t"), strict=True)) for line in rpm(database, "-qa", "--qf", show).splitlines()]
+
+
+@pytest.fixture
+def rpmdb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    place = tmp_path / "rpm?#"
+    place.mkdir()
+    monkeypatch.setattr(packages, "RPM_DIRECTORIES", (str(tmp_path / "none"), str(place)))
+    return place
+
+
+async def compare_with_rpm(db: Database, rpmdb: Path) -> None:
+    expected = {known["name"]: known for known in by_rpm(rpmdb)}
+    found = {row["name"]: row for row in await rows(db, "SELECT * FROM rpm_packages")}
+    assert set(found) == set(expected) == {"one", "two"}
+    for name, row in found.items():
+        shown = {column: "(none)" if value in (None, "") else str(value) for column, value in row.items()}
+        assert shown == expected[name]
+
+
+@RPM
+async def test_installed_upgraded_and_erased_packages_are_those_of_rpm(
+    db: Database, rpmdb: Path, tmp_path: Path
+) -> None:
+    rpm(rpmdb, "--initdb")
+    assert await rows(db, "SELECT * FROM rpm_packages") == []
+    more = "Epoch: 3\nVendor: Somebody für ÿ\nGroup: Applications/Internet\n"
+    one = rpm_package(tmp_path, "one", "1.9", "4.el9", 12_345, more)
+    two = rpm_package(tmp_path, "two", "1.10~rc1", "1", 0)
+    rpm(rpmdb, "--install", "--justdb", "--nodeps", str(one), str(two))
+    await compare_with_rpm(db, rpmdb)
+    rpm(rpmdb, "--upgrade", "--justdb", "--nodeps", str(rpm_package(tmp_path, "one", "1.10", "1.el9", 7, more)))
+    await compare_with_rpm(db, rpmdb)
+    assert [row["size"] for row in await rows(db, "SELECT size FROM rpm_packages WHERE name = 'one'")] == [7]
+    assert await rows(db, "SELECT name FROM rpm_packages WHERE name IN ('two', 'none')") == [{"name": "two"}]
+    rpm(rpmdb, "--erase", "--justdb", "--nodeps", "one")
+    assert await rows(db, "SELECT name FROM rpm_packages") == [{"name": "two"}]
+
+
+@RPM
+async def test_a_database_that_a_program_has_open_is_read_whole(db: Database, rpmdb: Path, tmp_path: Path) -> None:
+    rpm(rpmdb, "--initdb")
+    rpm(rpmdb, "--install", "--justdb", "--nodeps", str(rpm_package(tmp_path, "one", "1", "1", 0)))
+    open_database = apsw.Connection(str(rpmdb / "rpmdb.sqlite"))
+    try:
+        open_database.execute("INSERT INTO Packages SELECT 100, blob FROM Packages")
+        assert (rpmdb / "rpmdb.sqlite-wal").stat().st_size > 0
+        assert len(await rows(db, "SELECT name FROM rpm_packages")) == 2
+    finally:
+        open_database.close()
+
+
+@RPM
+async def test_hostile_headers_cost_one_package_each(db: Database, rpmdb: Path, tmp_path: Path) -> None:
+    rpm(rpmdb, "--initdb")
+    rpm(rpmdb, "--install", "--justdb", "--nodeps", str(rpm_package(tmp_path, "one", "1", "1", 0)))
+    path = rpmdb / "rpmdb.sqlite"
+    changed = apsw.Connection(str(path))
+    ((header,),) = changed.execute("SELECT blob FROM Packages").fetchall()
+    hostile: list[object] = [b"", b"\xff" * 8, header[:-1], header[:50], 7, bytes(8), struct.pack(">II", 2**31, 8)]
+    hostile.append(struct.pack(">IIIIII", 1, 4, 1000, 6, 2**32 - 1, 1) + b"xxxx")
+    hostile.append(struct.pack(">IIIIII", 1, 4, 1000, 6, 0, 1) + b"xxxx")
+    changed.executemany("INSERT INTO Packages(blob) VALUES (?)", [(one,) for one in hostile])
+    changed.close()
+    result = await db.query("SELECT name FROM rpm_packages")
+    assert result.rows == [("one",)]
+    assert len(result.errors) == len(hostile)
+    path.write_bytes(path.read_bytes()[:50_000])
+    with pytest.raises(SqlError, match="malformed"):
+        await db.query("SELECT count(sha1) FROM rpm_packages")
+
+
+@given(st.binary(max_size=400), st.integers(0, 12))
+def test_any_header_is_a_package_or_an_error(content: bytes, entries: int) -> None:
+    header = struct.pack(">II", entries, max(len(content) - entries * 16, 0)) + content
+    try:
+        package = parse_header(header)
+    except RpmError:
+        return
+    assert package.name
+
+
+async def test_older_databases_are_named(db: Database, rpmdb: Path) -> None:
+    (rpmdb / "Packages").touch()
+    with pytest.raises(SqlError, match="the package database Packages is of a kind that is not read"):
+        await db.query("SELECT * FROM rpm_packages")
+
+
+async def test_without_rpm_there_are_no_packages(db: Database, rpmdb: Path) -> None:
+    assert await rows(db, "SELECT * FROM rpm_packages") == []

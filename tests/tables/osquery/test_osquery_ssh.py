@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from scratch_host import Rows, on_scratch_host, output, select, select_in_worker
 from zeek_agent.access_defaults import PATHS_DENY
 from zeek_agent.host.accounts.ssh_files import authorized_key
 from zeek_agent.host.files.key_properties import private_key
+from zeek_agent.tables.osquery import _user_files
 from zeek_agent.text import from_bytes
 
 pytestmark = [
@@ -97,6 +99,7 @@ def test_a_new_authorized_key_is_listed_with_its_fingerprint_by_ssh_keygen(tmp_p
             b"cert-authority ssh-ed25519-cert-v01@openssh.com AA",
             (b"cert-authority", b"ssh-ed25519-cert-v01@openssh.com", b"AA", b""),
         ),
+        (b'a="b\\\\" ssh-rsa c" ssh-dss AAAA', (b'a="b\\\\" ssh-rsa c"', b"ssh-dss", b"AAAA", b"")),
         (b'command="never closed ssh-rsa AAAA', None),
         (b"# ssh-rsa AAAA", None),
         (b"ssh-rsa", None),
@@ -372,6 +375,34 @@ def test_a_worker_process_shows_the_same(tmp_path: Path) -> None:
     for in_worker, expected in on_scratch_host(scene, tmp_path):
         assert in_worker == expected
         assert expected
+
+
+def test_very_many_files_of_one_user_hide_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scene() -> Any:
+        with_user("ed25519")
+        for number in range(20):
+            (SSH / f"a{number:03}").touch()
+        Path("/root/.ssh").mkdir(exist_ok=True)
+        shutil.copy(SSH / "id_ed25519", "/root/.ssh/key")
+        with Path("/etc/passwd").open("a") as passwd:
+            passwd.write("late:x:7300:7300::/root:/bin/sh\n")
+        return select_with_errors("SELECT uid, path FROM user_ssh_keys WHERE uid >= 7000")
+
+    monkeypatch.setattr(_user_files, "FILES_MAX", 20)
+    rows, errors = on_scratch_host(scene, tmp_path)
+    assert rows == [{"uid": 7300, "path": "/root/.ssh/key"}]
+    assert "more than 20 files" in errors[0]
+
+
+def test_long_lines_need_little_memory() -> None:
+    for piece in (b'"', b"\\", b"a", b'\\"', b' "'):
+        line = b"x" + piece * (1 << 19)
+        tracemalloc.start()
+        try:
+            assert authorized_key(line) is None
+            assert tracemalloc.get_traced_memory()[1] < 16 * len(line)
+        finally:
+            tracemalloc.stop()
 
 
 @given(st.binary(max_size=300))

@@ -15,8 +15,8 @@ KEY_TYPES: Final = frozenset(
     for certificate in (domain, "-cert-v01@openssh.com")
 )
 _BLANKS: Final = b" \t"
-_OPTIONS: Final = re.compile(rb'(?:[^ \t"\\]|\\.?|"(?:[^"\\]|\\.?)*(?:"|\Z))*')
-"""sshd's option list, which blanks end unless they are in quotes."""
+_OPTION_MARKS: Final = re.compile(rb'\\"|[" \t]')
+"""What matters in sshd's option list: blanks end it unless they are in quotes, and a backslash may precede a quote."""
 _KEYWORD: Final = re.compile(rb"([A-Za-z]+)([ \t]*=[ \t]*|[ \t]+|\Z)")
 _BLOCKS: Final = frozenset({b"host", b"match"})
 
@@ -37,11 +37,21 @@ def authorized_key(line: bytes) -> AuthorizedKey | None:
         return None
     options, rest = b"", line
     if _first_word(line)[0] not in KEY_TYPES:
-        options = _OPTIONS.match(line)[0]  # type: ignore[index]  # it matches everything
+        options = line[: _end_of_options(line)]
         rest = line[len(options) :].lstrip(_BLANKS)
     algorithm, rest = _first_word(rest)
     key, comment = _first_word(rest)
     return AuthorizedKey(options, algorithm, key, comment) if algorithm in KEY_TYPES and key else None
+
+
+def _end_of_options(line: bytes) -> int:
+    quoted = False
+    for mark in _OPTION_MARKS.finditer(line):
+        if mark[0] == b'"':
+            quoted = not quoted
+        elif len(mark[0]) == 1 and not quoted:
+            return mark.start()
+    return len(line)
 
 
 def _first_word(line: bytes) -> tuple[bytes, bytes]:

@@ -16,7 +16,7 @@ from stat import S_ISLNK
 from typing import Final, Protocol, TypeAlias
 from weakref import WeakKeyDictionary
 
-from zeek_agent.access import AccessPolicy, Contents
+from zeek_agent.access import AccessPolicy, Contents, ShownFiles
 from zeek_agent.host.files.mount_rules import STACKED
 from zeek_agent.host.files.path_handle import PathHandle, belongs_there, readable_by_all
 from zeek_agent.host.files.reads import FileReads, Omission
@@ -74,30 +74,36 @@ class Walker(Protocol):
 class FileRules:
     """The rules for the files of one statement. Contents that are only reported are counted in `reads`.
 
-    `private` are patterns of further files whose contents may be read, see `AccessPolicy.contents`. The walker is an
-    argument, because a reference to it would be a cycle that keeps its descriptors open.
+    `shown` are the files of the table that reads them. The walker is an argument, because a reference to it would be a
+    cycle that keeps its descriptors open.
     """
 
-    def __init__(self, access: AccessPolicy, reads: FileReads, private: tuple[str, ...] = ()) -> None:
+    def __init__(self, access: AccessPolicy, reads: FileReads, shown: ShownFiles | None = None) -> None:
         self._access = access
         self._reads = reads
-        self._private = private
+        self._shown = shown
         self._denied_objects: frozenset[tuple[int, int]] | None = None
 
-    def demand_readable(self, walker: Walker, handle: PathHandle, written: str, *, derived: bool = False) -> None:
-        """Raises RefusedError when a file may not even be hashed, or, with `derived`, nothing be derived from it."""
+    def demand_readable(self, walker: Walker, handle: PathHandle, written: str, *, added_only: bool = False) -> None:
+        """Raises RefusedError when a file may not even be hashed.
+
+        With `added_only`, and for files of a table that was permitted, the default patterns of `paths_deny` do not
+        apply.
+        """
         mount, status = handle.mount, handle.status
         inside = handle.path_in_file_system()
-        self.demand_allowed(walker, mount, written, handle.path, inside, derived=derived)
+        shown = self._shown
+        added_only = added_only or (shown is not None and shown.permitted and from_os(handle.path) in shown)
+        self.demand_allowed(walker, mount, written, handle.path, inside, added_only=added_only)
         if status.links != 1:
             self.demand_no_denied_object(walker, status, mount)
 
     def demand_allowed(
-        self, walker: Walker, mount: Mount, written: str, path: str, inside: str, *, derived: bool = False
+        self, walker: Walker, mount: Mount, written: str, path: str, inside: str, *, added_only: bool = False
     ) -> None:
         access = self._access
-        denies = access.denies_derived if derived else access.denies
-        if mount.kind in _CASELESS and not derived:
+        denies = access.denies_by_added_rule if added_only else access.denies
+        if mount.kind in _CASELESS and not added_only:
             denies = access.denies_in_any_case
         if any(denies(name) for name in self._all_names(walker, mount, written, path, inside)):
             raise RefusedError("denied by access.paths_deny, or one of the agent's own files")
@@ -187,7 +193,7 @@ class FileRules:
         """Raises RefusedError when the contents may not be read. Returns whether private keys in it are masked."""
         usual = _USUAL_MOUNT_POINTS.get(handle.mount.kind)
         name = from_os(usual + handle.path_in_file_system() if usual is not None else handle.path)
-        listed = self._access.contents(name, self._private)
+        listed = self._access.contents(name, self._shown)
         if listed is Contents.CONFIGURED:
             return False
         cause = content_refusal(listed, readable_by_all=readable_by_all(handle), belongs_there=belongs_there(handle))

@@ -25,7 +25,7 @@ from pathlib import Path
 from stat import S_ISLNK
 from typing import Final, NamedTuple
 
-from zeek_agent.access import AccessPolicy
+from zeek_agent.access import AccessPolicy, ShownFiles
 from zeek_agent.host.files.file_rules import FileRules, Listed, RefusedError
 from zeek_agent.host.files.mount_rules import (
     STACKED,
@@ -96,8 +96,8 @@ class OpenedFile(NamedTuple):
 class Gate:
     """Walks and opens paths for one statement, in one thread. Omissions are counted in `reads`.
 
-    `check` is called at each link, because users choose the length of their chains of links. `private` are patterns of
-    further files whose contents may be read, see `AccessPolicy.contents`.
+    `check` is called at each link, because users choose the length of their chains of links. `shown` are the files of
+    the table that reads them.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Gate:
         access: AccessPolicy,
         reads: FileReads,
         check: Callable[[], None] = lambda: None,
-        private: tuple[str, ...] = (),
+        shown: ShownFiles | None = None,
     ) -> None:
         self._access = access
         self._check = check
@@ -113,7 +113,7 @@ class Gate:
         self._table = own_mounts()
         self.mounts = self._table.current()
         self._hazards = hazards_among(self.mounts, access.filesystems_allow)
-        self._rules = FileRules(access, reads, private)
+        self._rules = FileRules(access, reads, shown)
         self._directories: dict[str, PathHandle] = {}
         self._walked: dict[tuple[PathHandle, str], PathHandle] = {}
         self._descriptors_kept = 0
@@ -355,7 +355,7 @@ class Gate:
         """
         if not stat.S_ISREG(handle.status.mode):
             return None
-        self._rules.demand_readable(self, handle, written, derived=purpose is Purpose.PROPERTIES)
+        self._rules.demand_readable(self, handle, written, added_only=purpose is Purpose.PROPERTIES)
         masks_keys = True
         if purpose is Purpose.CONTENTS:
             masks_keys = self._rules.demand_contents(handle, written)
@@ -395,7 +395,7 @@ class Gate:
                 return None
             path = str(Path(f"/proc/self/fd/{descriptor}").readlink()).removesuffix(" (deleted)")
             inside = mount.root.rstrip("/") + path.removeprefix(mount.mount_point.rstrip("/"))
-            self._rules.demand_allowed(self, mount, path, path, inside, derived=True)
+            self._rules.demand_allowed(self, mount, path, path, inside, added_only=True)
             self._rules.demand_no_denied_object(self, status, mount)
             return OpenedFile(_reopened(descriptor, status, mount), masks_keys=True)
         finally:

@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
-from zeek_agent.access import AccessPolicy
+from zeek_agent.access import AccessPolicy, ShownFiles
 from zeek_agent.host.files.file_rules import RefusedError
 from zeek_agent.host.files.gate import Gate, OpenedFile, Purpose
 from zeek_agent.host.files.path_handle import PathHandle
@@ -94,13 +94,13 @@ def open_gate(
     access: AccessPolicy,
     reads: FileReads,
     check: Callable[[], None] = lambda: None,
-    private: tuple[str, ...] = (),
+    shown: ShownFiles | None = None,
 ) -> Gate | PortableGate:
     """The path gate of this system, for one statement. `check` is called regularly.
 
-    `private` are patterns of further files whose contents may be read, see `AccessPolicy.contents`.
+    `shown` are the files of the table that reads them.
     """
-    return Gate(access, reads, check, private) if hasattr(os, "O_PATH") else PortableGate(access, reads, private)
+    return Gate(access, reads, check, shown) if hasattr(os, "O_PATH") else PortableGate(access, reads, shown)
 
 
 def matching(

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from zeek_agent.access import AccessPolicy, Contents
+from zeek_agent.access import AccessPolicy, Contents, ShownFiles
 from zeek_agent.host.files.file_rules import Listed, RefusedError, content_refusal
 from zeek_agent.host.files.gate import OpenedFile, Purpose
 from zeek_agent.host.files.path_handle import PathHandle
@@ -33,9 +33,9 @@ _OWNED: Final = hasattr(os, "getuid")
 class PortableGate:
     """Walks and opens paths for one statement, as `gate.Gate` does on Linux."""
 
-    def __init__(self, access: AccessPolicy, reads: FileReads, private: tuple[str, ...] = ()) -> None:
+    def __init__(self, access: AccessPolicy, reads: FileReads, shown: ShownFiles | None = None) -> None:
         self._access = access
-        self._private = private
+        self._shown = shown
         self.reads = reads
         self.root = self._handle_at("/", None)
 
@@ -80,7 +80,7 @@ class PortableGate:
         names = (from_os(written), from_os(resolved))
         if not all(map(self._access.may_read, names)):
             raise RefusedError("denied by access.paths_deny or not in access.paths_allow")
-        listed = self._access.contents(names[1], self._private)
+        listed = self._access.contents(names[1], self._shown)
         if purpose is Purpose.CONTENTS and listed is not Contents.CONFIGURED:
             public = bool(handle.status.mode & stat.S_IROTH)
             cause = content_refusal(listed, readable_by_all=public, belongs_there=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 
-from zeek_agent.host.linux import inet_diag, proc_net
+from zeek_agent.host.linux import inet_diag, proc_net, unix_sockets
 from zeek_agent.host.linux.internet_sockets import ALL_STATES, InternetSocket
 from zeek_agent.host.linux.namespaces import in_network_namespace
 from zeek_agent.host.linux.proc_net import PacketSocket
 from zeek_agent.host.linux.procfs import living_directory, network_namespace
+from zeek_agent.host.linux.unix_sockets import UnixSocket
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,30 @@ def packet_sockets_by_namespace(root: str, pids: Iterable[int]) -> Iterator[tupl
                 continue
             yield namespace, found
             break
+
+
+def unix_sockets_by_namespace(root: str, pids: Iterable[int]) -> Iterator[tuple[int | None, list[UnixSocket]]]:
+    """The same for Unix sockets, whose names and inode numbers the kernel keeps by network namespace, too."""
+    own = network_namespace(root, "self")
+    yield own, unix_sockets.list_unix_sockets()
+    for namespace, inside in _others(root, pids, own).items():
+        yield namespace, _foreign_unix_sockets(root, inside)
+
+
+def _foreign_unix_sockets(root: str, inside: Sequence[int]) -> list[UnixSocket]:
+    """The Unix sockets of the namespace of these processes, through the first one that still exists."""
+    for pid in inside:
+        directory = f"{living_directory(root, pid)}/net"
+        try:
+            if _open_channel is not None:
+                with _open_channel(pid) as channel:
+                    return unix_sockets.unix_sockets_on(channel, directory)
+            return in_network_namespace(f"{living_directory(root, pid)}/ns/net", unix_sockets.list_unix_sockets)
+        except OSError as error:
+            log.debug("cannot list the Unix sockets of another network namespace: %s", error)
+        with suppress(OSError):  # gone, or not accessible
+            return list(unix_sockets.unix_sockets_from_proc(directory))
+    return []
 
 
 def _others(root: str, pids: Iterable[int], own: int | None) -> dict[int, list[int]]:

@@ -27,6 +27,7 @@ _REQUEST: Final = struct.Struct("=BBBBI48x")
 # an IPv4 address is in the first 4 bytes.
 _NUMBERS: Final = struct.Struct("=BBBB4x32x4xII4x4x4xII")
 _ENDPOINTS: Final = struct.Struct(">4xHH16s16s")
+_IPV4_BYTES: Final = 4
 _ATTRIBUTES: Final = 72
 """Offset of the attributes, behind `struct inet_diag_msg`."""
 _INFO: Final = 2
@@ -114,10 +115,12 @@ def parse_messages(protocol: int, bodies: Iterable[bytes], *, with_traffic: bool
     for body in bodies:
         family, state, _, _, cookie_low, cookie_high, uid, inode = numbers(body)
         local_port, remote_port, local, remote = endpoints(body)
+        is_mapped = False
         if family == socket.AF_INET:
             local, remote = local[:4], remote[:4]
         else:
             local, remote = on_the_wire(local, remote)
+            is_mapped = len(local) == _IPV4_BYTES
         yield InternetSocket(
             protocol,
             state,
@@ -129,6 +132,7 @@ def parse_messages(protocol: int, bodies: Iterable[bytes], *, with_traffic: bool
             uid if inode else None,
             cookie_high << 32 | cookie_low,
             _traffic(state, body) if with_traffic else None,
+            is_mapped,
         )
 
 

@@ -81,7 +81,8 @@ class InternetSocket(NamedTuple):
 
     An IPv6 socket that is used for IPv4 has IPv4 addresses, as its packets do. `inode` is 0 for sockets that no process
     can have open: connections in TIME_WAIT, and those that a listener has not accepted yet. `cookie` identifies the
-    socket until the system is rebooted. `traffic` is there if it was asked for and the kernel tells it.
+    socket until the system is rebooted. `traffic` is there if it was asked for and the kernel tells it. `is_mapped`
+    if it is an IPv6 socket with IPv4 addresses.
     """
 
     protocol: int
@@ -94,6 +95,7 @@ class InternetSocket(NamedTuple):
     uid: int | None
     cookie: int | None
     traffic: TcpTraffic | None = None
+    is_mapped: bool = False
 
     @property
     def connected(self) -> bool:

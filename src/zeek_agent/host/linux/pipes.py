@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from zeek_agent.host.files.statx import FOLLOW_WITHOUT_SYNC, status_at
-from zeek_agent.host.linux.process_files import descriptors
+from zeek_agent.host.linux.process_files import DESCRIPTORS_PER_CHECK, descriptors
 from zeek_agent.host.linux.procfs import Procfs
 
 PARTNERS_MAX: Final = 100
@@ -70,7 +70,7 @@ def pipe_ends(
     for pid in Procfs(root).pids():
         check()
         directory, numbers = descriptors(root, pid)
-        found = list(islice(_ends(pid, directory, numbers), ENDS_MAX + 1))
+        found = list(islice(_ends(pid, directory, numbers, check), ENDS_MAX + 1))
         if len(found) > ENDS_MAX:
             report(f"process {pid} has more than {ENDS_MAX} pipes open, of which the first are shown")
         for end in found[:ENDS_MAX]:
@@ -78,8 +78,10 @@ def pipe_ends(
     return ends
 
 
-def _ends(pid: int, directory: str, numbers: Collection[str]) -> Iterator[PipeEnd]:
-    for number in numbers:
+def _ends(pid: int, directory: str, numbers: Collection[str], check: Callable[[], None]) -> Iterator[PipeEnd]:
+    for index, number in enumerate(numbers):
+        if index % DESCRIPTORS_PER_CHECK == 0:
+            check()
         link = directory + number
         try:
             target = os.readlink(link)

@@ -65,10 +65,15 @@ def _parse(protocol: int, fields: list[bytes]) -> InternetSocket:
     """Fields: slot, local and remote `ADDRESS:PORT`, state, queues, timer, retransmissions, uid, timeout, inode."""
     local, local_port = _endpoint(fields[1])
     remote, remote_port = _endpoint(fields[2])
+    packed = len(local)
     local, remote = on_the_wire(local, remote)
+    is_mapped = len(local) != packed
     inode = int(fields[9])
     uid = int(fields[7]) if inode else None
-    return InternetSocket(protocol, int(fields[3], 16), local, local_port, remote, remote_port, inode, uid, None)
+    state = int(fields[3], 16)
+    return InternetSocket(
+        protocol, state, local, local_port, remote, remote_port, inode, uid, cookie=None, is_mapped=is_mapped
+    )
 
 
 def _endpoint(text: bytes) -> tuple[bytes, int]:

@@ -23,6 +23,9 @@ NAMESPACES: Final = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
 ENVIRONMENT_BYTES_MAX: Final = 8 << 20
 """More than the kernel passes to a program whose stack is not larger than usual: a quarter of it, at most 6 MiB."""
 
+DESCRIPTORS_PER_CHECK: Final = 1_000
+"""Descriptors between checks of the statement's limits: a process may have a million."""
+
 _DELETED: Final = " (deleted)"
 _AT_FDCWD: Final = -100
 _LINES_PER_CHECK: Final = 500

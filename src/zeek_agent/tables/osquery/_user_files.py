@@ -3,38 +3,51 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Iterable, Iterator
+from typing import Final, TypeVar
 
+from zeek_agent.access import ShownFiles
 from zeek_agent.host.accounts.local_accounts import local_accounts
 from zeek_agent.host.accounts.name_service import Account
 from zeek_agent.host.files.globbing import Match, matching, open_gate
+from zeek_agent.host.files.reads import FileReads, Omission
+from zeek_agent.host.files.whole import literal
 from zeek_agent.table import Constraints
 from zeek_agent.text import to_bytes
 
-_WILDCARD: Final = re.compile(r"[*?\[\\]")
+T = TypeVar("T")
+FILES_MAX: Final = 1_000
+"""Files of one kind in one user's directory, many times what people have."""
 
 
-def user_files(wanted: Constraints, *patterns: str, private: tuple[str, ...] = ()) -> Iterator[tuple[Account, Match]]:
+def user_files(wanted: Constraints, *patterns: str, shown: ShownFiles | None = None) -> Iterator[tuple[Account, Match]]:
     """The files that match a pattern relative to the home directory, of accounts with the uids that are asked for.
 
     Each account has the files of its home directory, also if that is another account's too. A pattern is one of
-    `globbing`. `private` is as in `AccessPolicy.contents`.
+    `globbing`. `shown` are the files that the table shows.
     """
     context = wanted.context
-    gate = open_gate(context.access, context.reads, wanted.check, private)
+    gate = open_gate(context.access, context.reads, wanted.check, shown)
+    for account, home in wanted_homes(wanted):
+        for pattern in patterns:
+            place = f"{literal(home)}/{pattern}"
+            found = matching(gate, place, wanted.check, explain=False)
+            yield from ((account, match) for match in limited(found, place, context.reads))
+
+
+def wanted_homes(wanted: Constraints) -> Iterator[tuple[Account, str]]:
+    """The accounts with the uids that are asked for, and their home directories, in the form of `os.fsdecode`."""
     uids = wanted.integers("uid")
     for account in local_accounts(wanted.report):
         wanted.check()
-        home = os.fsdecode(to_bytes(account.home)).rstrip("/")
-        if (uids is not None and account.uid not in uids) or not account.home.startswith("/"):
-            continue
-        for pattern in patterns:
-            for match in matching(gate, f"{literal(home)}/{pattern}", wanted.check, explain=False):
-                yield account, match
+        if account.home.startswith("/") and (uids is None or account.uid in uids):
+            yield account, os.fsdecode(to_bytes(account.home)).rstrip("/")
 
 
-def literal(path: str) -> str:
-    """The pattern that matches only this path."""
-    return _WILDCARD.sub(r"\\\g<0>", path)
+def limited(found: Iterable[T], place: str, reads: FileReads) -> Iterator[T]:
+    """The first files at a place, so that a user with very many hides no other user's; `reads` counts the rest."""
+    for number, one in enumerate(found):
+        if number == FILES_MAX:
+            reads.leave_out(Omission.TRUNCATED, place, f"more than {FILES_MAX} files")
+            return
+        yield one

@@ -6,13 +6,15 @@ import os
 from collections.abc import Iterator
 from typing import Final
 
+from zeek_agent.errors import SqlError
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints
 from zeek_agent.tables.osquery._declaration import osquery_table
+from zeek_agent.tables.osquery._paths import NAMESPACE_COLUMNS
 from zeek_agent.text import to_bytes
 
 DPKG_DIRECTORY: Final = "/var/lib/dpkg"
-_NO_NAMESPACE: Final = "always null: the agent does not enter containers"
+RPM_DIRECTORIES: Final = ("/usr/lib/sysimage/rpm", "/var/lib/rpm")
 
 deb_packages = osquery_table(
     "deb_packages",
@@ -33,8 +35,7 @@ deb_packages = osquery_table(
         Column("section", "text", "section, such as `net`"),
         Column("priority", "text", "priority, such as `required`"),
         Column("admindir", "text", f"dpkg's directory, `{DPKG_DIRECTORY}` unless the statement names another one"),
-        Column("pid_with_namespace", "int", _NO_NAMESPACE, hidden=True),
-        Column("mount_namespace_id", "text", _NO_NAMESPACE, hidden=True),
+        *NAMESPACE_COLUMNS,
     ],
     decisive=["admindir"],
     opens_files=True,
@@ -75,4 +76,45 @@ def installed_by_dpkg(wanted: Constraints) -> Iterator[Row]:
                 )
 
 
-TABLES = (deb_packages,)
+rpm_packages = osquery_table(
+    "rpm_packages",
+    "packages installed by rpm",
+    description=(
+        "One row per package, from the database `rpmdb.sqlite` in `/usr/lib/sysimage/rpm` or `/var/lib/rpm`; those of "
+        "older kinds (Berkeley DB, `ndb`) are not read. `version` compares by `version_rhel`."
+    ),
+    columns=[
+        Column("name", "text", "name of the package"),
+        Column("version", "text", "version, without epoch and release", collation="version_rhel"),
+        Column("release", "text", "release"),
+        Column("source", "text", "file of the source package"),
+        Column("size", "int", "size of the installed files in bytes"),
+        Column("sha1", "text", "SHA-1 of the header, as it was signed", collation="nocase"),
+        Column("arch", "text", "architecture, such as `x86_64` or `noarch`"),
+        Column("epoch", "int", "epoch; null without one"),
+        Column("install_time", "int", "when it was installed, in seconds since 1970"),
+        Column("vendor", "text", "distributor"),
+        Column("package_group", "text", "group, such as `Applications/Internet`"),
+        *NAMESPACE_COLUMNS,
+    ],
+    examples=["SELECT name, version, release FROM rpm_packages WHERE name = 'openssl'"],
+)
+
+
+@rpm_packages.snapshot
+def installed_by_rpm(wanted: Constraints) -> Iterator[Row]:
+    from zeek_agent.host.packages import rpm
+
+    names = wanted.equal("name")
+    try:
+        database = rpm.database_in(RPM_DIRECTORIES)
+        if database is None:
+            return
+        asked = None if names is None else [name for name in names if isinstance(name, str)]
+        for package in rpm.rpm_packages(database, asked, wanted.check, wanted.report):
+            yield *package, None, None
+    except rpm.RpmError as error:
+        raise SqlError(f"table rpm_packages: {error}") from error
+
+
+TABLES = (deb_packages, rpm_packages)

@@ -6,7 +6,13 @@ import os
 from collections.abc import Iterator
 
 from zeek_agent.host.linux.pipes import PARTNERS_MAX, pipe_ends
-from zeek_agent.host.linux.process_files import ENVIRONMENT_BYTES_MAX, descriptors, environment, memory_maps
+from zeek_agent.host.linux.process_files import (
+    DESCRIPTORS_PER_CHECK,
+    ENVIRONMENT_BYTES_MAX,
+    descriptors,
+    environment,
+    memory_maps,
+)
 from zeek_agent.masking.masker import Masker
 from zeek_agent.masking.text_rules import MASK
 from zeek_agent.schema import Column, Row
@@ -99,7 +105,9 @@ def open_files(wanted: Constraints) -> Iterator[Row]:
     root, readlink = wanted.context.proc, os.readlink
     for pid in asked_pids(wanted):
         directory, numbers = descriptors(root, pid)
-        for number in numbers:
+        for index, number in enumerate(numbers):
+            if index % DESCRIPTORS_PER_CHECK == 0:
+                wanted.check()
             try:
                 target = readlink(directory + number)
             except OSError:

@@ -17,8 +17,8 @@ crontab = osquery_table(
     "crontab",
     "jobs of cron",
     description=(
-        "One row per job in `/etc/crontab`, `/etc/cron.d` and the users' crontabs below `/var/spool/cron`. Hidden files "
-        "there, which cron ignores, have no rows. Secrets in commands are masked."
+        "One row per job in `/etc/crontab`, `/etc/cron.d` and the users' crontabs below `/var/spool/cron`. Hidden "
+        "files there, which cron ignores, have no rows. Secrets in commands are masked."
     ),
     columns=[
         Column("event", "text", "event instead of a time, such as `@reboot`; otherwise empty"),

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+from zeek_agent.access import ShownFiles
 from zeek_agent.host.accounts.ssh_files import ClientOption, authorized_key, client_option
 from zeek_agent.host.files.contents import lines
 from zeek_agent.host.files.file_rules import RefusedError
@@ -19,14 +20,15 @@ from zeek_agent.tables.osquery._declaration import WITHOUT_NAMESPACES, osquery_t
 from zeek_agent.tables.osquery._user_files import user_files
 from zeek_agent.text import from_bytes, from_os, to_bytes
 
-_KNOWN_HOSTS: Final = ("/**/.ssh/known_hosts",)
-_CONFIG: Final = ("/**/.ssh/config",)
+_KNOWN_HOSTS: Final = ShownFiles(("/**/.ssh/known_hosts",))
+_CONFIG: Final = ShownFiles(("/**/.ssh/config",))
 _SYSTEM_CONFIG: Final = "/etc/ssh/ssh_config"
 _USUAL_KEY_NAME: Final = "id_"
 _COMMANDS: Final = frozenset({b"knownhostscommand", b"localcommand", b"proxycommand", b"remotecommand", b"setenv"})
 """Options with a command line, or with environment variables, which may contain secrets."""
-_RESTRICTIONS: Final = re.compile(r'\b((?:command|environment)=")((?:[^"\\]|\\.)*)', re.IGNORECASE | re.DOTALL)
-"""The same of authorized keys; in the value, a backslash precedes a quotation mark."""
+_RESTRICTION: Final = re.compile(r'\b(command|environment)="', re.IGNORECASE)
+"""The same of authorized keys."""
+_QUOTATION_MARK: Final = re.compile(r'\\"|"')
 _OF_ALL_USERS: Final = "of all accounts in `/etc/passwd`, or of those that `uid` names"
 
 authorized_keys = osquery_table(
@@ -116,15 +118,20 @@ def keys(wanted: Constraints) -> Iterator[Row]:
 
 
 def _masked_restrictions(options: str, masker: Masker) -> str:
-    def masked(found: re.Match[str]) -> str:
-        text = found[2].replace('\\"', '"')
-        if found[1].lower().startswith("command"):
-            text = masker.line(text)
+    """The options with secrets in the values of `command` and `environment` masked."""
+    kept: list[str] = []
+    at = 0
+    while (found := _RESTRICTION.search(options, at)) is not None:
+        marks = _QUOTATION_MARK.finditer(options, found.end())
+        end = next((mark.start() for mark in marks if mark[0] == '"'), len(options))
+        value = options[found.end() : end].replace('\\"', '"')
+        if found[1].lower() == "command":
+            value = masker.line(value)
         else:
-            text = masker.command_line(b"env\0" + to_bytes(text)).arguments.removeprefix("env\0")
-        return found[1] + text.replace('"', '\\"')
-
-    return _RESTRICTIONS.sub(masked, options)
+            value = masker.command_line(b"env\0" + to_bytes(value)).arguments.removeprefix("env\0")
+        kept += [options[at : found.end()], value.replace('"', '\\"')]
+        at = end
+    return "".join([*kept, options[at:]])
 
 
 @user_ssh_keys.snapshot
@@ -148,7 +155,7 @@ def private_keys(wanted: Constraints) -> Iterator[Row]:
 
 @known_hosts.snapshot
 def accepted_hosts(wanted: Constraints) -> Iterator[Row]:
-    for account, match in user_files(wanted, ".ssh/known_hosts", private=_KNOWN_HOSTS):
+    for account, match in user_files(wanted, ".ssh/known_hosts", shown=_KNOWN_HOSTS):
         file = from_os(match.path)
         for line in lines(match, wanted.context.reads, wanted.check):
             entry = line.strip()
@@ -159,7 +166,7 @@ def accepted_hosts(wanted: Constraints) -> Iterator[Row]:
 @ssh_configs.snapshot
 def client_options(wanted: Constraints) -> Iterator[Row]:
     context = wanted.context
-    for account, match in user_files(wanted, ".ssh/config", private=_CONFIG):
+    for account, match in user_files(wanted, ".ssh/config", shown=_CONFIG):
         yield from _options_in(wanted, account.uid, match)
     for match in matching(open_gate(context.access, context.reads, wanted.check), _SYSTEM_CONFIG, wanted.check):
         yield from _options_in(wanted, 0, match)
