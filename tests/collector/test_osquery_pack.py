@@ -227,7 +227,9 @@ def test_names_of_logs_have_zeeks_characters(name: str, log: str) -> None:
         ("a", "# c\n[logs.x]", False),
     ],
 )
-def test_osquerys_files_are_told_from_the_agents(tmp_path: Path, name: str, content: str, expected: bool) -> None:
+def test_the_files_of_osquery_and_of_the_agent_are_recognized(
+    tmp_path: Path, name: str, content: str, expected: bool
+) -> None:
     file = tmp_path / name
     file.write_text(content)
     assert osquery_pack.is_osquery(file) is expected
