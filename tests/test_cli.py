@@ -395,7 +395,7 @@ def test_config_check_reports_all_errors_and_warnings(tmp_path: Path) -> None:
     pack = tmp_path / "pack.toml"
     pack.write_text(
         '[logs.a]\nfields = [{ name = "gid", type = "string" }]\n'
-        '[[queries]]\nlog = "a"\nsql = "SELECT gid FROM users"\n[[queries]]\nlog = "a"\nsql = "SELECT x FROM rpms"\n'
+        '[[queries]]\nlog = "a"\nsql = "SELECT gid FROM users"\n[[queries]]\nlog = "a"\nsql = "SELECT x FROM jkxq"\n'
     )
     done = run("config", "check", "--set", "limits.tme=3", "--set", "x", "--set", f"collector.pack={pack}")
     assert (done.returncode, done.stdout) == (2, "")
@@ -403,14 +403,14 @@ def test_config_check_reports_all_errors_and_warnings(tmp_path: Path) -> None:
         "zeek-agent: --set x: expected KEY=VALUE",
         "zeek-agent: command line: unknown key limits.tme; did you mean limits.time?",
         f"zeek-agent: {pack}: queries[0]: field gid of log a is of type string, but gid is count",
-        f"zeek-agent: {pack}: queries[1].sql: no such table: rpms (if agents have it, for instance from osquery, add "
+        f"zeek-agent: {pack}: queries[1].sql: no such table: jkxq (if agents have it, for instance from osquery, add "
         "it to requires_tables)",
     ]
     pack.write_text(pack.read_text().replace('"string"', '"count"'))
     done = run("config", "check", "--set", f"collector.pack={pack}")
     assert done.returncode == 0
     assert "the configuration is valid" in done.stdout
-    assert "no such table: rpms" in done.stderr
+    assert "no such table: jkxq" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["paths_allow", "paths_deny", "files_allow"])

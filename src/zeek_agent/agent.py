@@ -11,7 +11,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import apsw
@@ -286,7 +285,7 @@ class Agent:
         from zeek_agent.collector.embedded import EmbeddedCollector
 
         settings = config.collector
-        queries = pack.load(Path(settings.pack) if settings.pack else None, schedule=settings.schedule)
+        queries = pack.load_all(settings.pack_names, schedule=settings.schedule)
         return EmbeddedCollector(settings, queries, self.database.pool.start_collector)
 
     def _start_collector(self, collector: EmbeddedCollector) -> None:

@@ -163,8 +163,16 @@ def commands() -> None:
 @click.option("--ca-file", metavar="FILE", help="CA certificates to trust for wss://, instead of the system's.")
 @click.option("--group", multiple=True, metavar="NAME", help="Group that this agent belongs to; Zeek can query groups.")
 @click.option("--logs", metavar="DIR", help="Logs of the embedded collector, which runs without --zeek (./logs).")
-@click.option("--log-format", type=click.Choice(["tsv", "json"]), help="Format of the embedded collector's logs.")
-@click.option("--pack", metavar="FILE", help="Query pack of the embedded collector.")
+@click.option(
+    "--log-format", type=click.Choice(["tsv", "json", "osquery"]), help="Format of the embedded collector's logs."
+)
+@click.option(
+    "--pack",
+    "packs",
+    multiple=True,
+    metavar="FILE",
+    help="Query pack of the embedded collector, or a pattern of names.",
+)
 @click.option("--osquery-socket", metavar="PATH", help="Extensions socket of the osquery to connect to.")
 @click.option(
     "--log-level",
@@ -181,7 +189,7 @@ def run(
     group: Sequence[str],
     logs: str | None,
     log_format: str | None,
-    pack: str | None,
+    packs: Sequence[str],
     osquery_socket: str | None,
     log_level: str | None,
 ) -> int:
@@ -193,7 +201,7 @@ def run(
         "zeek.tls.ca_file": ca_file,
         "collector.logs": logs,
         "collector.format": log_format,
-        "collector.pack": pack,
+        **_pack_settings(packs),
         "osquery.socket": osquery_socket,
         "log.level": log_level,
     }
@@ -234,6 +242,11 @@ def run(
         hangup.ignore()
 
 
+def _pack_settings(packs: Sequence[str]) -> dict[str, object]:
+    """The settings for `--pack`, which replaces all configured packs."""
+    return {"collector.pack": packs[0], "collector.packs": list(packs[1:])} if packs else {}
+
+
 class StatementCommand(click.Command):
     """A command with a statement among its arguments, which may begin with a comment: `-- why`, like an option."""
 
@@ -259,11 +272,19 @@ def _is_comment(argument: str, options: Container[str]) -> bool:
     return argument.startswith("--")
 
 
+_DIALECT: Final = click.option(
+    "--dialect",
+    type=click.Choice(["osquery"]),
+    help="Dialect of statements: names of osquery's tables mean the tables with osquery's columns.",
+)
+
+
 @commands.command(cls=StatementCommand)
 @click.argument("sql")
 @click.option("--format", "-f", "mode", type=click.Choice(MODES), default="table", help="Output format of rows.")
+@_DIALECT
 @_settings
-def query(given: Given, *, sql: str, mode: str) -> int:
+def query(given: Given, *, sql: str, mode: str, dialect: str | None) -> int:
     """Run one SQL statement and print its rows; SQL `-` is read from standard input.
 
     The statement is sent to a running agent. Without one, it runs in a worker process if root runs the command, or else
@@ -274,7 +295,8 @@ def query(given: Given, *, sql: str, mode: str) -> int:
     config, origins = given.load()
     responder = responders.open_responder(config, origins)
     try:
-        columns, rows, notes = responders.query(responder, sys.stdin.read() if sql == "-" else sql)
+        text = sys.stdin.read() if sql == "-" else sql
+        columns, rows, notes = responders.query(responder, text, "full" if dialect is None else "osquery")
         notice = responder.notice
     finally:
         responder.close()
@@ -289,8 +311,9 @@ def query(given: Given, *, sql: str, mode: str) -> int:
 
 @commands.command()
 @click.option("--format", "-f", "mode", type=click.Choice(MODES), default="table", help="Output format of rows.")
+@_DIALECT
 @_settings
-def shell(given: Given, *, mode: str) -> int:
+def shell(given: Given, *, mode: str, dialect: str | None) -> int:
     """Run SQL interactively; `.help` lists commands. Statements can also be piped in."""
     from zeek_agent import paths
     from zeek_agent.terminal import responders
@@ -302,7 +325,7 @@ def shell(given: Given, *, mode: str) -> int:
     try:
         interactive = sys.stdin.isatty()
         pager = Pager.from_environment(os.environ) if interactive and sys.stdout.isatty() else None
-        shell = Shell(responder, _printer(mode), sys.stderr, pager)
+        shell = Shell(responder, _printer(mode), sys.stderr, pager, dialect=None if dialect is None else "osquery")
         if interactive:
             shell.run_interactive(paths.locate(config).history)
             return 0
@@ -478,8 +501,14 @@ def config_check(given: Given) -> int:
 @commands.command()
 @click.option("--listen", metavar="HOST:PORT", help="Address to listen on (127.0.0.1:27759).")
 @click.option("--logs", metavar="DIR", help="Log directory (./logs).")
-@click.option("--pack", metavar="FILE", help="Query pack instead of the default one.")
-@click.option("--log-format", type=click.Choice(["tsv", "json"]), help="Format of the logs (tsv).")
+@click.option(
+    "--pack",
+    "packs",
+    multiple=True,
+    metavar="FILE",
+    help="Query pack instead of the default one, or a pattern of names.",
+)
+@click.option("--log-format", type=click.Choice(["tsv", "json", "osquery"]), help="Format of the logs (tsv).")
 @click.option("--certificate", metavar="FILE", help="Certificate of the collector (PEM): agents connect to wss://.")
 @click.option("--key", metavar="FILE", help="Private key of the certificate, if it is in another file.")
 @click.option("--client-ca", metavar="FILE", help="CA certificates that sign those of agents, which then need one.")
@@ -489,7 +518,7 @@ def collector(
     *,
     listen: str | None,
     logs: str | None,
-    pack: str | None,
+    packs: Sequence[str],
     log_format: str | None,
     certificate: str | None,
     key: str | None,
@@ -502,7 +531,7 @@ def collector(
     flags = {
         "collector.listen": listen,
         "collector.logs": logs,
-        "collector.pack": pack,
+        **_pack_settings(packs),
         "collector.format": log_format,
         "collector.tls.certificate": certificate,
         "collector.tls.key": key,
@@ -561,16 +590,51 @@ def pack_group() -> None:
     """Work with query packs."""
 
 
+@pack_group.command("check")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@_settings
+def pack_check(given: Given, *, files: Sequence[str], as_json: bool) -> int:
+    """Check which queries of packs run on this host, and why the others do not.
+
+    FILE is a query pack, a pack or configuration of osquery, or a pattern of names. The running agent compiles each
+    statement with its tables, and those of a running osquery; without an agent, this command does. Exit code 1 if a
+    query does not run here, unless it is for other platforms.
+    """
+    from zeek_agent.terminal import pack_report, responders
+
+    config, origins = given.load()
+    responder = responders.open_responder(config, origins)
+    try:
+        report = pack_report.check(responder, files)
+        notice = responder.notice
+    finally:
+        responder.close()
+    click.echo(pack_report.as_json(report) if as_json else pack_report.as_text(report), nl=False)
+    for text in (*report.notices, *((notice,) if notice else ())):
+        _warn(text)
+    return 0 if report.all_run else 1
+
+
 @pack_group.command("zeek")
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path), metavar="PATH", help="File to write instead of standard output."
 )
 def pack_zeek(*, file: Path | None, output: Path | None) -> None:
-    """Write a Zeek script for the query pack FILE: its queries, and a log for their rows. Default: the default pack."""
-    from zeek_agent.collector import pack_file, zeek_script
+    """Write a Zeek script for the query pack FILE: its queries, and a log for their rows. Default: the default pack.
 
-    script = zeek_script.script(*pack_file.load(file))
+    FILE may be a pack or configuration of osquery, too; standard error names what is left out of it.
+    """
+    from zeek_agent.collector import osquery_pack, osquery_queries, pack_file, zeek_script
+
+    if file is not None and osquery_pack.is_osquery(file):
+        loaded, left_out = osquery_queries.for_zeek(file)
+        script = zeek_script.script(loaded, str(file))
+        for text in left_out:
+            _warn(f"{file}: {text}")
+    else:
+        script = zeek_script.script(*pack_file.load(file))
     if output is None:
         click.echo(script, nl=False)
         return

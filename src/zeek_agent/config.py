@@ -395,8 +395,20 @@ class CollectorSettings(Section, frozen=True):
         ),
     ] = "127.0.0.1:27759"
     logs: Annotated[str, Meta(description="log directory")] = "./logs"
-    format: Annotated[Literal["tsv", "json"], Meta(description="log format")] = "tsv"
-    pack: Annotated[str | None, Meta(description="query pack (TOML), instead of the default one")] = None
+    format: Annotated[
+        Literal["tsv", "json", "osquery"],
+        Meta(description="log format: Zeek's TSV or JSON, or osquery's result format"),
+    ] = "tsv"
+    pack: Annotated[
+        str | None,
+        Meta(
+            description="query pack, instead of the default one: a TOML file, or a pack or configuration of osquery "
+            "(JSON); a pattern names several"
+        ),
+    ] = None
+    packs: Annotated[
+        tuple[str, ...], Meta(description="further query packs and patterns; `default` is the default pack")
+    ] = ()
     schedule: Annotated[
         Positive | None,
         Meta(description="seconds between runs, overriding the pack except for the subscription `Events`"),
@@ -426,6 +438,11 @@ class CollectorSettings(Section, frozen=True):
         Meta(description="maximum number of hosts to remember; of those not connected, the least known one is removed"),
     ] = 20_000
     tls: CollectorTlsSettings = CollectorTlsSettings()
+
+    @property
+    def pack_names(self) -> tuple[str, ...]:
+        """The paths and patterns of all query packs; none for the default pack alone."""
+        return (*((self.pack,) if self.pack else ()), *self.packs)
 
 
 class OsquerySettings(Section, frozen=True):

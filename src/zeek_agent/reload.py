@@ -20,6 +20,7 @@ LIVE_IN_COLLECTOR: Final = (
     "collector.agent_timeout",
     "collector.hosts_max",
     "collector.pack",
+    "collector.packs",
     "collector.schedule",
     "collector.tls.",
     "metrics.",

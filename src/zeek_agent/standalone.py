@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from zeek_agent import logbook, reload
@@ -139,4 +138,4 @@ def _allow_connections() -> None:
 
 
 def _pack(settings: CollectorSettings) -> Pack:
-    return pack.load(Path(settings.pack) if settings.pack else None, schedule=settings.schedule)
+    return pack.load_all(settings.pack_names, schedule=settings.schedule)

@@ -340,7 +340,7 @@ sql = "SELECT name, uid, gid AS \\"gid:int\\", home FROM users"
 
 [[queries]]
 log = "users"
-sql = "SELECT name, uid, gid FROM deb_packages"
+sql = "SELECT name, uid, gid FROM ext_inventory"
 
 [[queries]]
 log = "users"
@@ -374,7 +374,7 @@ def test_all_problems_of_a_pack_are_found_at_once(tmp_path: Path) -> None:
     ]
     assert [problem.text.removeprefix(f"{file}: ") for problem in found if problem.is_warning] == [
         f"queries[6]: {selects} 4: name, uid, gid, home",
-        "queries[7].sql: no such table: deb_packages (if agents have it, for instance from osquery, add it to "
+        "queries[7].sql: no such table: ext_inventory (if agents have it, for instance from osquery, add it to "
         "requires_tables)",
     ]
 

@@ -123,11 +123,11 @@ def test_a_table_that_only_agents_have_is_one_that_the_query_requires() -> None:
     ]
     [[queries]]
     log = "packages"
-    sql = "SELECT name, ips, size FROM deb_packages"
+    sql = "SELECT name, ips, size FROM ext_inventory"
     """
-    with pytest.raises(UsageError, match=r"queries\[0\].sql: no such table: deb_packages .*requires_tables"):
+    with pytest.raises(UsageError, match=r"queries\[0\].sql: no such table: ext_inventory .*requires_tables"):
         script(text)
-    required = text + 'requires_tables = ["deb_packages"]'
+    required = text + 'requires_tables = ["ext_inventory"]'
     assert fields(script(required)) == [
         "name: string &log &optional;",
         "ips: set[addr] &log &optional;",
@@ -135,10 +135,10 @@ def test_a_table_that_only_agents_have_is_one_that_the_query_requires() -> None:
     ]
     written = script(required).replace('"\n\t    + "', "")
     assert (
-        r"""WITH r(c1, c2, c3) AS (SELECT name, ips, size FROM deb_packages) SELECT c1 AS \"name:text\",""" in written
+        r"""WITH r(c1, c2, c3) AS (SELECT name, ips, size FROM ext_inventory) SELECT c1 AS \"name:text\",""" in written
     )
     assert r"""c2 AS \"ips:set[address]\", iif(c3 IS NULL, NULL, json_object('kib', c3 -> 'kib',""" in written
-    with pytest.raises(UsageError, match="no such table: deb_packages"):
+    with pytest.raises(UsageError, match="no such table: ext_inventory"):
         script(required.replace(', type = "count"', ""))
 
 

@@ -18,11 +18,11 @@ from zeek_agent.database.database import Database, Profile
 from zeek_agent.events.store import EventStore
 from zeek_agent.queries.delivery import Delivery
 from zeek_agent.queries.event_strategy import EventStrategy
-from zeek_agent.queries.installed import QueryState
+from zeek_agent.queries.installed import QueryState, query_key
 from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.queries.subscriptions import SCHEDULE_MIN_SECONDS, Change, Query, Subscription
 from zeek_agent.schema import Column, Row
-from zeek_agent.table import Constraints, Table, TableContext
+from zeek_agent.table import Constraints, LookupTable, Table, TableContext
 
 ADD, DELETE = Change.ADD, Change.DELETE
 SCHEDULE = SCHEDULE_MIN_SECONDS
@@ -93,6 +93,54 @@ async def settle(world: World, runs: int = 2) -> None:
     async with asyncio.timeout(5):
         while any(one.runs < goals.get(one.query_id, 0) for one in world.runner.installed):
             await asyncio.sleep(0.005)
+
+
+OSQUERY_THINGS = LookupTable(
+    "osquery_things",
+    "things",
+    description="Things of osquery.",
+    columns=[Column("name", "text", "name")],
+    osquery_name="things",
+)
+
+
+@OSQUERY_THINGS.snapshot
+def osquery_things(wanted: Constraints) -> Iterator[Row]:
+    yield ("of osquery",)
+
+
+async def test_a_query_names_the_dialect_of_its_statement(here: World) -> None:
+    here.database.add(OSQUERY_THINGS)
+    zeek = Recorder(profile=Profile.STOCK)
+    repeated = query("SELECT name FROM things", Subscription.SNAPSHOTS, dialect="osquery")
+    await here.runner.install(zeek, "q1", repeated)
+    assert await zeek.next() == [(None, ("of osquery",))]
+    assert [one.status().dialect for one in here.runner.installed] == ["osquery"]
+    here.runner.cancel("q1")
+    while not zeek.reports.empty():
+        zeek.reports.get_nowait()
+    await here.runner.install(zeek, "q2", query("SELECT name FROM things"))
+    assert [row for _, row in await zeek.next()] == [("a",), ("b",)]
+
+
+async def test_an_unknown_dialect_is_an_error_and_never_run_as_another(
+    here: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    zeek = Recorder()
+    await here.runner.install(zeek, "q1", query(subscription=Subscription.SNAPSHOTS, dialect="full"))
+    async with asyncio.timeout(5):
+        message = await zeek.failures.get()
+    reason = "unknown dialect 'full'; this agent has osquery"
+    assert message == f"could not compile query (failed to compile SQL statement: SELECT * FROM things ({reason}))"
+    async with asyncio.timeout(5):
+        while here.runner.installed:
+            await asyncio.sleep(0.005)
+    assert zeek.reports.empty()
+
+
+def test_queries_that_differ_in_their_dialect_have_different_keys() -> None:
+    plain, osquery = query(), query(dialect="osquery")
+    assert query_key("ws://zeek:1", plain) != query_key("ws://zeek:1", osquery)
 
 
 @pytest.mark.parametrize("schedule", [1e-9, 0.001, 0.049])

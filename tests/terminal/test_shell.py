@@ -33,6 +33,14 @@ TABLES = [
     Table("osquery_pids", "pids", description="Pids.", columns=[Column("pid", "count", "number")], alias=True),
 ]
 
+OSQUERY_PROCESSES = Table(
+    "osquery_processes",
+    "processes of osquery",
+    description="Processes.",
+    columns=[Column("parent", "int", "number")],
+    osquery_name="processes",
+)
+
 
 ERRORS = {
     "bad": "no such thing\x1b[2J",
@@ -50,13 +58,14 @@ class Answers:
 
     def __init__(self, notice: str | None = None) -> None:
         self.notice = notice
+        self.tables = TABLES
         self.asked: list[Request] = []
 
     def responses(self, request: Request) -> Generator[Frame, None, None]:
         self.asked.append(request)
         match request:
             case messages.TablesRequest():
-                yield Declarations(declare(TABLES))
+                yield Declarations(declare(self.tables))
             case messages.StatusRequest():
                 yield Facts({"running": True, "uptime": 1.26, "store": {"users_events": 3}, "store_notice": None})
             case messages.QueryRequest(sql=sql) if sql in ERRORS:
@@ -95,6 +104,39 @@ def test_a_second_name_of_a_table_is_described_but_not_listed(answers: Answers) 
     out, errors = run(answers, ".tables", ".schema osquery_pids")
     assert [line.split()[0] for line in out.splitlines()[:3]] == ["processes", "users", "osquery_pids:"]
     assert errors == ""
+
+
+def test_the_dialect_is_that_of_all_statements_until_it_is_set_again(answers: Answers) -> None:
+    out, errors = run(
+        answers,
+        ".dialect",
+        ".dialect osquery",
+        ".dialect",
+        "SELECT 1;",
+        ".diffs 1 SELECT 2",
+        ".dialect agent",
+        "SELECT 3",
+    )
+    asked = [request for request in answers.asked if not isinstance(request, messages.TablesRequest)]
+    assert asked == [
+        messages.QueryRequest("SELECT 1", "osquery"),
+        messages.SubscribeRequest("SELECT 2", "Differences", 1.0, "osquery"),
+        messages.QueryRequest("SELECT 3", "full"),
+    ]
+    assert (out.splitlines()[:2], errors) == (["agent", "osquery"], "")
+
+
+def test_tables_have_osquerys_names_in_its_dialect(answers: Answers) -> None:
+    answers.tables = [*TABLES, OSQUERY_PROCESSES]
+    out, _ = run(answers, ".dialect osquery", ".schema processes", ".dialect agent", ".schema processes")
+    assert re.findall(r"^processes: (.*)", out, re.MULTILINE) == ["processes of osquery", "what runs"]
+
+
+def test_an_unknown_dialect_is_refused(answers: Answers) -> None:
+    assert run(answers, ".dialect mysql") == (
+        "",
+        "error: .dialect takes osquery, or agent for the agent's own tables\n",
+    )
 
 
 def test_the_status_is_written_for_reading(answers: Answers) -> None:

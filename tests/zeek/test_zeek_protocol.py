@@ -39,6 +39,7 @@ QUERIES = st.builds(
     cookie=st.none() | WORDS,
     requires_tables=NAMES,
     if_missing_tables=NAMES,
+    dialect=st.none() | WORDS,
 )
 CONTEXTS = st.builds(
     Context,
@@ -60,6 +61,12 @@ def message(frame: str) -> Message:
 def test_queries_arrive_as_they_were_sent(instance: str, query_id: str, query: Query) -> None:
     frame = protocol.install_query("/t", instance, query_id, query)
     assert protocol.zeek_event(message(frame)) == InstallQuery(instance, query_id, query)
+
+
+@given(QUERIES)
+def test_only_a_query_with_a_dialect_has_more_fields_than_version_1(query: Query) -> None:
+    record = json.loads(protocol.query_record(query))["data"]
+    assert len(record) == (7 if query.dialect is None else 8)
 
 
 @given(CONTEXTS, WORDS)

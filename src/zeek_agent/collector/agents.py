@@ -153,6 +153,11 @@ class Agents:
             del self._agents[agent.id]
         return [replace(agent, state="offline") for agent in removed]
 
+    def has_feature(self, agent_id: str, feature: str) -> bool:
+        """Whether the agent has announced a feature."""
+        agent = self._agents.get(agent_id)
+        return agent is not None and feature in (agent.features or ())
+
     def mark_seen(self, agent_id: str, now: float) -> KnownAgent | None:
         """Update the time of an agent's last message. Returns the agent, if known. Raises ProtocolError if invalid."""
         agent = self._agents.get(_checked_id(agent_id))

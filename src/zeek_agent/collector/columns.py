@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from zeek_agent.collector.pack_file import Audience, FieldEntry, PackFile, QueryEntry, check_names, columns_of
-from zeek_agent.database.sql_connection import Profile
+from zeek_agent.database.sql_connection import DIALECTS, Profile
 from zeek_agent.errors import SqlError, UnknownTableError
 from zeek_agent.schema import ZeekType
 from zeek_agent.text import clipped
@@ -68,15 +68,16 @@ class PackColumns:
     def collected(self, place: str, query: QueryEntry) -> list[Selected]:
         """The columns of the query for the collector, with all that any agent has. Raises ValueError as `selected`."""
         if query.batch_sql is not None and self._file.uses_batch_sql(query):
-            return self.compiled(f"{place}.batch_sql", query.batch_sql, Profile.STOCK)
+            return self.compiled(f"{place}.batch_sql", query.batch_sql, self.profile(query, Profile.STOCK))
         return self.selected(place, query, batches=False)
 
     def selected(self, place: str, query: QueryEntry, *, batches: bool) -> list[Selected]:
         """The columns of the query, for any agent or for one with batches. Raises ValueError that names `place`."""
         if batches and query.batch_sql is not None:
-            return self.compiled(f"{place}.batch_sql", query.batch_sql, Profile.FULL)
+            return self.compiled(f"{place}.batch_sql", query.batch_sql, self.profile(query, Profile.FULL))
         try:
-            return self.compiled(f"{place}.sql", query.sql, Profile.FULL if batches else Profile.STOCK)
+            profile = self.profile(query, Profile.FULL if batches else Profile.STOCK)
+            return self.compiled(f"{place}.sql", query.sql, profile)
         except UndeclaredTableError as error:
             known = {table.lower() for table in query.requires_tables}
             selected = _declared(self._file.logs[query.log].fields_for("zeek"))
@@ -85,9 +86,14 @@ class PackColumns:
             advice = "if agents have it, add it to requires_tables and declare the log's fields with their types"
             raise ValueError(f"{error} ({advice})") from None
 
-    def statement_text(self, place: str, sql: str) -> str:
+    def profile(self, query: QueryEntry, otherwise: Profile) -> Profile:
+        """How the query sees the tables; `otherwise` if it has the agent's own dialect."""
+        dialect = self._file.dialect_of(query)
+        return otherwise if dialect is None else DIALECTS[dialect]
+
+    def statement_text(self, place: str, sql: str, profile: Profile = Profile.FULL) -> str:
         """The statement without what follows it: semicolons, comments. Raises ValueError that names `place`."""
-        return self._compile(place, sql, Profile.FULL).text.strip().rstrip(BEHIND_STATEMENT)
+        return self._compile(place, sql, profile).text.strip().rstrip(BEHIND_STATEMENT)
 
     def compiled(self, place: str, sql: str, profile: Profile) -> list[Selected]:
         """The columns of a statement. Raises ValueError that names `place`."""

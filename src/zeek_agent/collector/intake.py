@@ -14,10 +14,11 @@ from typing import Any, Final, Literal
 
 from zeek_agent.collector import agents
 from zeek_agent.collector.agents import Agents, KnownAgent
+from zeek_agent.collector.decorations import Decorations, ResultCounters
 from zeek_agent.collector.hosts import GAPS_LOG, SOURCES_LOG, Host, Hosts, Peer, count_gap, count_losses
 from zeek_agent.collector.log_files import LogDirectory, LogFile
 from zeek_agent.collector.log_formats import Field
-from zeek_agent.collector.pack import Log, Pack
+from zeek_agent.collector.pack import Decorator, Log, Pack
 from zeek_agent.collector.row_reader import RowReader, row_reader
 from zeek_agent.queries.subscriptions import Change
 from zeek_agent.text import clipped
@@ -102,6 +103,9 @@ class Intake:
         self._monotonic = monotonic
         self._current: dict[str, _LogTarget] = {}
         self._results: dict[str, _LogTarget] = {}
+        self._decorators: tuple[Decorator, ...] = ()
+        self._decorations = Decorations()
+        self._counters = ResultCounters() if directory.has_counters else None
         self.use(pack)
         self._life_cycle = directory.add(agents.LOG, agents.LOG_FIELDS)
         self._reporter = directory.add(REPORTER, REPORTER_FIELDS)
@@ -118,17 +122,20 @@ class Intake:
         targets = {}
         for event, zeek_log in pack.logs.items():
             known = before.get(zeek_log.path)
-            if known is not None and known.log.fields == zeek_log.fields:
+            if known is not None and (known.log.fields, known.log.results) == (zeek_log.fields, zeek_log.results):
                 file = known.file
             else:
                 if known is not None:
                     replaced.append(files.pop(zeek_log.path))
-                file = self._directory.add(zeek_log.path, zeek_log.fields)
+                file = self._directory.add(zeek_log.path, zeek_log.fields, zeek_log.results)
             read = row_reader(zeek_log.columns, may_end_early=zeek_log.may_end_early)
             targets[event] = _LogTarget(zeek_log, read, file, _COUNTED.get(zeek_log.path))
         earlier = {event: target for event, target in self._current.items() if target.file not in replaced}
         self._current = targets
         self._results = earlier | targets
+        if pack.decorators != self._decorators:
+            self._decorators = pack.decorators
+            self._decorations = Decorations(pack.decorators)
         return replaced
 
     def handle(self, event: AgentEvent) -> KnownAgent | None:
@@ -233,19 +240,33 @@ class Intake:
         log.warning("%s", text)
 
     def _row(self, event: ResultRow, now: float) -> None:
+        if event.event in self._decorations:
+            self.agents.mark_seen(event.context.agent_id, self._monotonic())
+            self._decorations.row(event)
+            return
         target = self._results.get(event.event)
         if target is None:
             raise ProtocolError(f"this collector has no query with the event {clipped(event.event)}")
         zeek_log, context = target.log, event.context
         try:
             values = target.read(event.columns)
-            target.file.write((*self._leading(zeek_log, context, now), *values))
+            leading = self._leading(zeek_log, context, now)
+            if context.change is not Change.DELETE or zeek_log.removed:
+                target.file.write((*leading, *values, *self._end(zeek_log, event)))
         except (ValueError, ProtocolError) as error:
             raise ProtocolError(f"row for {zeek_log.path} from {clipped(context.agent_id)}: {error}") from None
         self.counters.rows += 1
         host = self.hosts.row(context.agent_id, now)
         if host is not None and target.count is not None:
             target.count(host, dict(zip(target.names, values, strict=False)), context.change)
+
+    def _end(self, zeek_log: Log, event: ResultRow) -> tuple[Any, ...]:
+        """What follows the values of a row in its line."""
+        decorations = self._decorations.values(event.context.agent_id) if zeek_log.decorations else ()
+        if self._counters is None:
+            return decorations
+        is_full = event.context.change is None and (zeek_log.change or zeek_log.is_snapshot)
+        return *decorations, self._counters.of(event, zeek_log.path, full=is_full)
 
     def _leading(self, zeek_log: Log, context: Context, now: float) -> tuple[float | str | None, ...]:
         agent = self.agents.mark_seen(context.agent_id, self._monotonic())

@@ -22,7 +22,7 @@ from typing import Any, Final, Protocol
 from zeek_agent import locks, ownership
 from zeek_agent.collector import log_archive
 from zeek_agent.collector.log_archive import ArchiveStats, LogArchive, Retention, free_name
-from zeek_agent.collector.log_formats import DATE_FORMAT, Field, Format, FormatName, make_format
+from zeek_agent.collector.log_formats import DATE_FORMAT, Field, Format, FormatName, ResultNames, make_format
 from zeek_agent.errors import UsageError
 from zeek_agent.locks import FileLock
 
@@ -260,12 +260,17 @@ class LogDirectory:
         if retention is not None and log_archive.SUPPORTED:
             self._archive = LogArchive(directory, retention, current_bytes=self._current_bytes, clock=clock)
 
-    def add(self, path: str, fields: Sequence[Field]) -> LogFile:
+    @property
+    def has_counters(self) -> bool:
+        """Whether lines of results end with a counter."""
+        return self._kind == "osquery"
+
+    def add(self, path: str, fields: Sequence[Field], results: ResultNames | None = None) -> LogFile:
         """Declare a log; `path` is its name without `.log`."""
         file = self.files[path] = LogFile(
             self.directory,
             path,
-            make_format(self._kind, path, fields),
+            make_format(self._kind, path, fields, results),
             rotate_interval_seconds=self._rotate_interval_seconds,
             rotate_bytes=self._rotate_bytes,
             clock=self._clock,

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from zeek_agent.text import from_bytes, to_bytes
 
-FormatName = Literal["tsv", "json"]
+FormatName = Literal["tsv", "json", "osquery"]
 Render: TypeAlias = Callable[[Any], str]
 
 SCALARS: Final = ("time", "string", "count", "int", "interval", "double", "bool", "addr", "port", "subnet", "enum")
@@ -63,9 +63,22 @@ class Format(Protocol):
     def footer(self, closed: float) -> bytes: ...
 
 
-def make_format(kind: FormatName, path: str, fields: Sequence[Field]) -> Format:
-    """The format of the log `path`."""
-    return JsonFormat(fields) if kind == "json" else TsvFormat(path, fields)
+@dataclass(frozen=True, slots=True)
+class ResultNames:
+    """The names of a log's results in osquery's format."""
+
+    name: str
+    columns: tuple[str, ...]
+    decorations: tuple[str, ...]
+    has_change: bool
+    is_snapshot: bool
+
+
+def make_format(kind: FormatName, path: str, fields: Sequence[Field], results: ResultNames | None = None) -> Format:
+    """The format of the log `path`; with osquery's, a log that has no results of queries is JSON."""
+    if kind == "osquery" and results is not None:
+        return OsqueryFormat(fields, results)
+    return TsvFormat(path, fields) if kind == "tsv" else JsonFormat(fields)
 
 
 def local_time(moment: float) -> str:
@@ -120,6 +133,60 @@ class JsonFormat:
 
     def footer(self, closed: float) -> bytes:
         return b""
+
+
+class OsqueryFormat:
+    """osquery's results, one event per line (docs/wiki/deployment/logging.md of osquery). All values are strings.
+
+    The last of a line's values is the counter of the result.
+    """
+
+    def __init__(self, fields: Sequence[Field], results: ResultNames) -> None:
+        leading = 4 if results.has_change else 3
+        self._results = results
+        self._renders = tuple((field.name, _result_render(field)) for field in fields[leading:])
+        self._keys = tuple(f"{encode_basestring(name)}:" for name in (*results.columns, *results.decorations))
+        self._leading = leading
+        self._name = encode_basestring(results.name)
+
+    def header(self, opened: float) -> bytes:
+        return b""
+
+    def line(self, values: Sequence[Any]) -> bytes:
+        now, agent_id, host, *rest = values[: self._leading]
+        *cells, counter = values[self._leading :]
+        texts = _rendered(self._renders, cells, '""')
+        members = [key + text for key, text in zip(self._keys, texts, strict=True)]
+        columns = members[: len(self._results.columns)]
+        decorations = [f'"zeek_agent_id":{_json_text(agent_id)}', *members[len(columns) :]]
+        seconds = int(_number(now, "time"))
+        calendar = time.strftime("%a %b %e %H:%M:%S %Y UTC", time.gmtime(seconds))
+        return (
+            f'{{"name":{self._name},"hostIdentifier":{_json_text(host)},"calendarTime":"{calendar}",'
+            f'"unixTime":{seconds},"epoch":0,"counter":{counter},"numerics":false,'
+            f'"decorations":{{{",".join(decorations)}}},"columns":{{{",".join(columns)}}},'
+            f'"action":"{self._action(rest)}"}}\n'
+        ).encode()
+
+    def _action(self, change: Sequence[Any]) -> str:
+        if self._results.is_snapshot:
+            return "snapshot"
+        return "removed" if change == ["gone"] else "added"
+
+    def footer(self, closed: float) -> bytes:
+        return b""
+
+
+def _result_render(field: Field) -> Render:
+    """The value as a JSON string."""
+    if field.type in ("string", "enum"):
+        return _json_text
+    render = _json_render(field)
+    if field.type == "bool":
+        return lambda value: '"1"' if render(value) == "true" else '"0"'
+    if field.container:
+        return lambda value: encode_basestring(render(value))
+    return lambda value: f'"{render(value).strip(chr(34))}"'
 
 
 def _rendered(renders: Sequence[tuple[str, Render]], values: Sequence[Any], unset: str) -> list[str]:

@@ -6,7 +6,7 @@ log and query is checked by itself, and its statement is compiled and compared w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from zeek_agent.collector import pack, pack_file
+from zeek_agent.collector import osquery_pack, osquery_queries, pack, pack_file
 from zeek_agent.collector.columns import PackColumns, UndeclaredTableError
 from zeek_agent.collector.log_formats import Field
 from zeek_agent.collector.pack_file import FieldEntry, LogEntry, PackFile, QueryEntry
+from zeek_agent.collector.statement_check import Verdict
 from zeek_agent.collector.statements import declared_tables
 from zeek_agent.database.sql_connection import Profile
 from zeek_agent.errors import UsageError
@@ -34,9 +35,32 @@ class PackProblem:
     is_warning: bool = False
 
 
+def all_problems(names: Sequence[str]) -> Iterator[PackProblem]:
+    """The problems of all packs that these paths and patterns name; without any, of the default pack."""
+    found = 0
+    for name in names or [pack.DEFAULT_NAME]:
+        try:
+            paths = [None] if name == pack.DEFAULT_NAME else osquery_pack.expanded([name])
+        except UsageError as error:
+            yield PackProblem(str(error))
+            continue
+        for path in paths:
+            for problem in problems(path):
+                found += not problem.is_warning
+                yield problem
+    if not found and len(names) > 1:
+        try:
+            pack.load_all(names)
+        except UsageError as error:
+            yield PackProblem(str(error))
+
+
 def problems(path: Path | None) -> Iterator[PackProblem]:
     """The problems of the pack in the file, or of the default pack; each text begins with the file's name."""
     origin = pack_file.DEFAULT if path is None else str(path)
+    if path is not None and osquery_pack.is_osquery(path):
+        yield from _osquery_problems(path)
+        return
     try:
         document = pack_file.read(path)
     except UsageError as error:
@@ -44,6 +68,21 @@ def problems(path: Path | None) -> Iterator[PackProblem]:
         return
     for problem in _problems(document):
         yield PackProblem(f"{origin}: {problem.text}", problem.is_warning)
+
+
+def _osquery_problems(path: Path) -> Iterator[PackProblem]:
+    """An error if the file cannot be used; a warning for each query that is left out, and for what has no effect."""
+    try:
+        found = osquery_queries.load(path)
+        pack.check(found.file)
+    except (UsageError, ValueError) as error:
+        yield PackProblem(str(error) if isinstance(error, UsageError) else f"{path}: {error}")
+        return
+    for notice in found.notices:
+        yield PackProblem(f"{path}: {notice}", is_warning=True)
+    for one in found.left_out:
+        if one.verdict is not Verdict.PLATFORM:
+            yield PackProblem(f"{path}: left out: {one}", is_warning=True)
 
 
 def _problems(document: dict[str, Any]) -> Iterator[PackProblem]:
@@ -122,7 +161,7 @@ def _statement(
 ) -> Iterator[PackProblem]:
     """Compile a statement of the query, and compare what it selects with the log's fields."""
     try:
-        selected = columns.headings(f"{place}.{key}", sql, Profile.STOCK)
+        selected = columns.headings(f"{place}.{key}", sql, columns.profile(query, Profile.STOCK))
     except UndeclaredTableError as error:
         if error.table.lower() not in {table.lower() for table in query.requires_tables}:
             yield _unknown_table(error)

@@ -29,6 +29,7 @@ BATCHES_TABLE: Final = "zeek_agent_tables"
 
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 """At most some 30 years: what Zeek can hold as an interval has an end."""
+Dialect = Literal["agent", "osquery"]
 SubscriptionName = Literal["Snapshots", "Differences", "SnapshotPlusDifferences", "Events"]
 Audience: TypeAlias = Literal["collector", "zeek"]
 
@@ -42,8 +43,9 @@ _UNKNOWN_KEY = re.compile(r"unknown field `(?P<key>[^`]*)`(?: - at `\$(?P<place>
 class FieldEntry(Struct, frozen=True, forbid_unknown_fields=True):
     """A field; a row without a value is refused unless the field is `optional`.
 
-    Consecutive fields `name.member` are the members of a record column `name`; `key` is a member's name in that record
-    if the log's name differs. The default `type` is that of the column that the query selects.
+    Consecutive fields `name.member` are the members of a record column `name`; `key` is a member's name in that record,
+    or any other field's name in osquery's result format, if the log's name differs. The default `type` is that of the
+    column that the query selects.
     """
 
     name: str
@@ -57,13 +59,16 @@ class FieldEntry(Struct, frozen=True, forbid_unknown_fields=True):
 class LogEntry(Struct, frozen=True, forbid_unknown_fields=True):
     """A log. `change` is false if rows are only added, in which case the field of that name is omitted.
 
-    The default `fields` are the columns that the log's first query selects.
+    The default `fields` are the columns that the log's first query selects. `removed` is false if rows that are gone
+    are not logged. `result_name` is the name of its results in osquery's format, by default the log's.
     """
 
     fields: tuple[FieldEntry, ...] | None = None
     event: str | None = None
     change: bool = True
     summary: str = ""
+    removed: bool = True
+    result_name: str = ""
 
     def fields_for(self, audience: Audience) -> tuple[FieldEntry, ...]:
         return tuple(field for field in self.fields or () if field.only in (None, audience))
@@ -72,7 +77,8 @@ class LogEntry(Struct, frozen=True, forbid_unknown_fields=True):
 class QueryEntry(Struct, frozen=True, forbid_unknown_fields=True):
     """A statement; missing keys have the pack's defaults. `hosts` are agent ids, for a query of only these.
 
-    `batch_sql` is the statement for agents that support batches; other agents send the first of its columns.
+    `batch_sql` is the statement for agents that support batches; other agents send the first of its columns. `shard` is
+    the percentage of agents that run it.
     """
 
     sql: str
@@ -86,6 +92,19 @@ class QueryEntry(Struct, frozen=True, forbid_unknown_fields=True):
     if_missing_tables: tuple[str, ...] = ()
     enabled: bool = True
     only: Audience | None = None
+    dialect: Dialect | None = None
+    shard: Annotated[int, Meta(ge=1, le=100)] | None = None
+
+
+class DecoratorEntry(Struct, frozen=True, forbid_unknown_fields=True):
+    """A statement whose only row is added to each line of all logs, in fields `decoration_NAME`, as text.
+
+    Its columns have the type text. It runs when an agent connects, and then every `schedule` seconds unless that is 0.
+    """
+
+    sql: str
+    names: Annotated[tuple[str, ...], Meta(min_length=1)]
+    schedule: Seconds = 0.0
 
 
 class PackFile(Struct, frozen=True, forbid_unknown_fields=True):
@@ -95,6 +114,12 @@ class PackFile(Struct, frozen=True, forbid_unknown_fields=True):
     queries: tuple[QueryEntry, ...]
     schedule: Seconds = 30.0
     subscription: SubscriptionName = "Differences"
+    dialect: Dialect = "agent"
+    decorators: tuple[DecoratorEntry, ...] = ()
+
+    def dialect_of(self, query: QueryEntry) -> Literal["osquery"] | None:
+        """The dialect of the query's statements, if it is not the agent's own."""
+        return "osquery" if (query.dialect or self.dialect) == "osquery" else None
 
     def queries_for(self, audience: Audience, log: str | None = None) -> list[tuple[str, QueryEntry]]:
         """The queries for the collector or for Zeek, of all logs or one, each with its position in the file."""

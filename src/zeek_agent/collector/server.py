@@ -127,8 +127,10 @@ class Collector:
         hosts = Hosts(limit=settings.hosts_max)
         self._intake = Intake(pack, self._logs, known, hosts, clock=clock, monotonic=monotonic)
         self._records = HostRecords(self._logs.directory, self._intake, monotonic)
-        self._queries = {f"za_{_unique()}": query for query in pack.queries}
+        self._queries = {f"za_{_unique()}": query for query in _all_queries(pack)}
         self._clients: set[CollectorClient] = set()
+        self._without_dialects: set[str] = set()
+        """Agents that were reported for it; bounded like the agents that are served."""
         self._holders = IdHolders()
         self._tls: ServerTls | None = None
         self._memory = ReceiveMemory(
@@ -267,7 +269,7 @@ class Collector:
 
     async def _replace_queries(self, pack: Pack) -> None:
         """Cancel queries that the pack does not have, install those that are new, and leave the others alone."""
-        wanted = list(pack.queries)
+        wanted = _all_queries(pack)
         kept, cancelled = {}, {}
         for query_id, query in self._queries.items():
             if query in wanted:
@@ -296,8 +298,22 @@ class Collector:
                 for topic in filter(client.subscribes_to, _topics(query, agent_id)):
                     yield protocol.cancel_query(topic, self.instance, query_id)
             for query_id, query in new.items():
-                for topic in filter(client.subscribes_to, _topics(query, agent_id)):
+                for topic in filter(client.subscribes_to, self._topics_for(query, agent_id)):
                     yield protocol.install_query(topic, self.instance, query_id, query.query)
+
+    def _topics_for(self, query: PackQuery, agent_id: str) -> Iterable[str]:
+        """The topics that bring a query to an agent; none if the agent does not know the query's dialect."""
+        if query.query.dialect is not None and not self._intake.agents.has_feature(agent_id, protocol.DIALECTS):
+            self._report_dialect(agent_id, query.query.dialect)
+            return ()
+        return _topics(query, agent_id)
+
+    def _report_dialect(self, agent_id: str, dialect: str) -> None:
+        """Report once per connection that an agent does not get queries in a dialect."""
+        if agent_id not in self._without_dialects:
+            self._without_dialects.add(agent_id)
+            notice = "agent %s does not support dialects, and does not get the queries in that of %s"
+            self._intake.report("WARNING", notice % (agent_id, dialect))
 
     @property
     def address(self) -> tuple[str, int]:
@@ -367,6 +383,7 @@ class Collector:
             self._clients.discard(client)
             for agent_id in self._holders.release(client):
                 self._intake.left(agent_id)
+                self._without_dialects.discard(agent_id)
 
     async def _open(self, client: CollectorClient) -> bool:
         """Check path and name, read and acknowledge the subscription. Returns False if the client was refused."""
@@ -509,7 +526,7 @@ class Collector:
         topic = protocol.host_topic(agent_id)
         yield topic, protocol.zeek_hello(topic, self._hello)
         for query_id, query in self._queries.items():
-            for topic in _topics(query, agent_id):
+            for topic in self._topics_for(query, agent_id):
                 yield topic, protocol.install_query(topic, self.instance, query_id, query.query)
 
     @property
@@ -610,7 +627,14 @@ def _report_failure(task: asyncio.Task[None]) -> None:
         log.error("a task of the collector has failed: %s", error, exc_info=error)
 
 
+def _all_queries(pack: Pack) -> list[PackQuery]:
+    """The queries of a pack; decorators come first, so that their rows are there for the others."""
+    return [PackQuery(decorator.query, ("all",), ()) for decorator in pack.decorators] + list(pack.queries)
+
+
 def _topics(query: PackQuery, agent_id: str) -> Iterable[str]:
+    if not query.is_for(agent_id):
+        return
     if agent_id in query.hosts:
         yield protocol.host_topic(agent_id)
     for group in query.groups:

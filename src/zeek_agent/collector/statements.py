@@ -30,9 +30,12 @@ class Statements:
         self._limits = LimitSettings()
         self._catalog = Catalog.of(1, declared_tables())
         self._connections: dict[Profile, SqlConnection] = {}
+        self._compiled: dict[tuple[str, Profile], Statement] = {}
 
     def compile(self, sql: str, profile: Profile) -> Statement:
         """The statement's columns and tables. Raises SqlError or a subclass, also for more than one statement."""
+        if (known := self._compiled.get((sql, profile))) is not None:
+            return known
         connection = self._connections.get(profile)
         if connection is None:
             context = TableContext(_NO_AGENT)
@@ -43,7 +46,12 @@ class Statements:
         statement = connection.compile(sql, Run(self._limits))
         if not _NO_STATEMENT.fullmatch(sql[len(statement.text) :]):
             raise SqlError("only one statement at a time")
+        self._compiled[sql, profile] = statement
         return statement
+
+    def is_events(self, table: str) -> bool:
+        """Whether it is an event table."""
+        return self._catalog.tables[table].kind == "events"
 
     def close(self) -> None:
         for connection in self._connections.values():

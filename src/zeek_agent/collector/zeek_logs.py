@@ -60,6 +60,7 @@ class ScriptStatement:
     groups: tuple[str, ...]
     hosts: tuple[str, ...]
     is_enabled: bool
+    dialect: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,14 +299,15 @@ def _batch_sql(
     is_unknown = any(one.is_declared_only for one in whole)
     if not is_unknown and all(_is_named(column, one) for column, one in zip(record, whole, strict=True)):
         return None if query.batch_sql is None else given.strip()
-    inner = given.strip().rstrip(BEHIND_STATEMENT) if is_unknown else columns.statement_text(place, given)
+    profile = columns.profile(query, Profile.FULL)
+    inner = given.strip().rstrip(BEHIND_STATEMENT) if is_unknown else columns.statement_text(place, given, profile)
     end = "\n" if "--" in inner else ""  # so that a comment does not take the bracket
     names = [f"c{number}" for number in range(1, len(record) + 1)]
     results = ", ".join(map(_result, names, record, whole))
     wrapped = f"WITH r({', '.join(names)}) AS ({inner}{end}) SELECT {results} FROM r"
     if not is_unknown:
         place = f"{place}, with the columns renamed as the fields"
-        _check_selected("", place, record, columns.compiled(place, wrapped, Profile.FULL))
+        _check_selected("", place, record, columns.compiled(place, wrapped, profile))
     return wrapped
 
 
@@ -332,6 +334,7 @@ def _statement(file: PackFile, query: QueryEntry, batch_sql: str | None) -> Scri
         groups=() if query.hosts else _groups(query),
         hosts=query.hosts,
         is_enabled=query.enabled,
+        dialect=file.dialect_of(query),
     )
 
 

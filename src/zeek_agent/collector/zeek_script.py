@@ -222,6 +222,8 @@ def _query(log: ScriptLog, statement: ScriptStatement, timing: int, suffix: str)
     if statement.batch_sql is not None:
         yield _text_variable(f"batch_sql{suffix}", statement.batch_sql)
         arguments.append(f"$batch_stmt=batch_sql{suffix},")
+    if statement.dialect is not None:
+        arguments.append(f"$dialect={_text(statement.dialect)},")
     arguments += [f"$event_={log.event},", f"$row_type={log.name('Rows')},", f"$on_rows={log.name('write_rows')},"]
     arguments += [f"$schedule_={interval},", f"$subscription={subscription});"]
     query = f"query{suffix}"

@@ -23,6 +23,7 @@ from zeek_agent.control.messages import (
 )
 from zeek_agent.database.database import Lane, Profile, Result, SqlDatabase
 from zeek_agent.database.encodings import ControlEncoding
+from zeek_agent.database.sql_connection import DIALECTS
 from zeek_agent.database.time_columns import with_time_types
 from zeek_agent.errors import RevokedError, ZeekAgentError
 from zeek_agent.table_declarations import declare
@@ -48,18 +49,18 @@ def answering(
             case messages.QueryRequest():
                 async for frame in _query(database, request, origin):
                     yield frame
+            case messages.CompileRequest():
+                yield await _compile(database, request, origin)
             case messages.SubscribeRequest():
                 async with aclosing(_subscribe(database, runner(), request, origin)) as frames:
                     async for frame in frames:
                         yield frame
             case messages.StatusRequest():
                 yield Facts(dict(status()))
-            case messages.MetricsRequest():
-                yield Text(_running(agent).metrics())
-            case messages.ReloadRequest():
-                yield Text(await _running(agent).reload())
             case messages.TablesRequest():
                 yield Declarations(declare(database.tables.values()))
+            case _:
+                yield Text(await _controlled(_running(agent), request))
 
     return answer
 
@@ -82,13 +83,23 @@ def _running(agent: Controls | None) -> Controls:
     return agent
 
 
+async def _controlled(agent: Controls, request: messages.MetricsRequest | messages.ReloadRequest) -> str:
+    return agent.metrics() if isinstance(request, messages.MetricsRequest) else await agent.reload()
+
+
+async def _compile(database: SqlDatabase, request: messages.CompileRequest, origin: str) -> Columns:
+    profile = Profile(request.profile)
+    statement = await database.prepare(request.sql, profile=profile, lane=Lane.LOCAL, origin=origin)
+    return _columns(statement.columns)
+
+
 async def _query(
     database: SqlDatabase, request: messages.QueryRequest, origin: str
 ) -> AsyncGenerator[Frame | EncodedLines, None]:
     """The result of one statement."""
     profile = Profile(request.profile)
     result = await database.encoded(request.sql, ControlEncoding(), profile=profile, lane=Lane.LOCAL, origin=origin)
-    yield _columns(with_time_types(request.sql, database.readable_tables, result.columns))
+    yield _columns(_printed(database, request.sql, profile, result.columns))
     if isinstance(result, Result):
         yield Rows(result.rows)
     else:
@@ -136,10 +147,11 @@ async def _subscribe(
     """The reports of a repeated query, each ended by `Pause`, until the generator is closed."""
     from zeek_agent.queries.subscriptions import Query, Subscription
 
-    await database.prepare(request.sql, profile=Profile.FULL)
+    profile = Profile.FULL if request.dialect is None else DIALECTS[request.dialect]
+    await database.prepare(request.sql, profile=profile)
     subscriber = _Subscriber(origin)
     query_id = subscriber.identity
-    query = Query(request.sql, "control", request.schedule, Subscription(request.subscription))
+    query = Query(request.sql, "control", request.schedule, Subscription(request.subscription), dialect=request.dialect)
     await runner.install(subscriber, query_id, query)
     installed = next((one for one in runner.installed if one.query_id == query_id), None)
     known: tuple[ResultColumn, ...] = ()
@@ -155,7 +167,7 @@ async def _subscribe(
             else:
                 if report.columns != known:
                     known = report.columns
-                    yield _columns(with_time_types(request.sql, database.readable_tables, known))
+                    yield _columns(_printed(database, request.sql, profile, known))
                 try:
                     if report.encoded is None:
                         yield Rows([row for _, row in report.rows], [_CHANGES[change] for change, _ in report.rows])
@@ -179,6 +191,13 @@ async def _lines(rows: EncodedRows) -> AsyncIterator[EncodedLines]:
                 yield EncodedLines([frame])
     finally:
         rows.close()
+
+
+def _printed(
+    database: SqlDatabase, sql: str, profile: Profile, columns: tuple[ResultColumn, ...]
+) -> tuple[ResultColumn, ...]:
+    """The columns as commands print them. osquery's tables have no times, only numbers."""
+    return columns if profile is Profile.OSQUERY else with_time_types(sql, database.readable_tables, columns)
 
 
 def _columns(columns: tuple[ResultColumn, ...]) -> Columns:

@@ -44,21 +44,32 @@ NAME_BYTES_MAX: Final = 64
 
 SubscriptionName = Literal["Snapshots", "Differences", "SnapshotPlusDifferences", "Events"]
 ChangeName = Literal["Add", "Delete"]
+ProfileName: TypeAlias = Literal["full", "stock", "osquery"]
 
 
 class QueryRequest(Struct, frozen=True, tag_field="request", tag="query", forbid_unknown_fields=True):
-    """Run a statement once. Profile `stock` shows tables as to a stock Zeek package."""
+    """Run a statement once. Profile `stock` shows tables as to a stock Zeek package, `osquery` as osquery has them."""
 
     sql: str
-    profile: Literal["full", "stock"] = "full"
+    profile: ProfileName = "full"
 
 
-class SubscribeRequest(Struct, frozen=True, tag_field="request", tag="subscribe", forbid_unknown_fields=True):
+class CompileRequest(Struct, frozen=True, tag_field="request", tag="compile", forbid_unknown_fields=True):
+    """Compile a statement without running it; answered with its columns."""
+
+    sql: str
+    profile: ProfileName = "full"
+
+
+class SubscribeRequest(
+    Struct, frozen=True, tag_field="request", tag="subscribe", forbid_unknown_fields=True, omit_defaults=True
+):
     """Run a statement every `schedule` seconds and report by a subscription."""
 
     sql: str
     subscription: SubscriptionName
     schedule: Annotated[float, Meta(gt=0)]
+    dialect: Literal["osquery"] | None = None
 
 
 class StatusRequest(Struct, frozen=True, tag_field="request", tag="status", forbid_unknown_fields=True):
@@ -77,7 +88,9 @@ class TablesRequest(Struct, frozen=True, tag_field="request", tag="tables", forb
     """Get the declarations of all tables."""
 
 
-Request: TypeAlias = QueryRequest | SubscribeRequest | StatusRequest | MetricsRequest | ReloadRequest | TablesRequest
+Request: TypeAlias = (
+    QueryRequest | CompileRequest | SubscribeRequest | StatusRequest | MetricsRequest | ReloadRequest | TablesRequest
+)
 
 
 class Columns(Struct, frozen=True, tag_field="frame", tag="columns"):

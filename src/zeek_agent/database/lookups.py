@@ -135,8 +135,8 @@ class LookupModule:
     def numbered(self, used: tuple[int, ...], rows: Iterable[Sequence[Any]]) -> Iterator[Sequence[Any]]:
         """The rows of one scan, each with its number as the last cell.
 
-        A table that cannot be read as a whole has no places for its rows, so they are told apart by the cells that the
-        statement uses, and equal ones by counting them: a part of an OR has either all of these or none.
+        A table that cannot be read as a whole has no places for its rows, so the cells that the statement uses identify
+        them, and equal ones are counted: a part of an OR has either all of these or none.
         """
         numbers: dict[tuple[Any, ...], int] = self.statement.kept.setdefault((self.layout, used), {})
         before: Counter[Sequence[Any]] = Counter()

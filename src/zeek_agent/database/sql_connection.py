@@ -80,6 +80,10 @@ class Profile(StrEnum):
     OSQUERY = "osquery"
 
 
+DIALECTS: Final[Mapping[str, Profile]] = {"osquery": Profile.OSQUERY}
+"""The profiles of dialects, which a client names with a statement."""
+
+
 class AttachedStore(Protocol):
     """The event store as seen by readers that attach it."""
 

@@ -55,7 +55,7 @@ class Delivery:
 
         result = await self._database.query(
             installed.query.sql,
-            profile=installed.recipient.profile,
+            profile=installed.profile,
             lane=Lane.SNAPSHOTS,
             origin=installed.recipient.identity,
         )
@@ -78,7 +78,7 @@ class Delivery:
         draft = self._draft(installed, _span(window) if window else None)
         encoding = installed.recipient.encoding(draft)
         arguments: dict[str, Any] = {
-            "profile": installed.recipient.profile,
+            "profile": installed.profile,
             "lane": Lane.EVENTS if window else Lane.SNAPSHOTS,
             "window": window,
             "origin": installed.recipient.identity,

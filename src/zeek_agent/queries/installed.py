@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from zeek_agent.containment.usage import StatementUsage, recipient_of
 from zeek_agent.events.delivery_states import RecentProgress
@@ -14,6 +14,9 @@ from zeek_agent.queries.differences import ResultSnapshot
 from zeek_agent.queries.result_backlog import Backlog
 from zeek_agent.queries.subscriptions import Query, Recipient
 from zeek_agent.text import STATEMENT_SHOWN, clipped
+
+if TYPE_CHECKING:
+    from zeek_agent.database.database import Profile
 
 
 class QueryState(StrEnum):
@@ -67,6 +70,13 @@ class Installed:
     """Causes already reported to its recipient."""
 
     @property
+    def profile(self) -> Profile:
+        """How its statement sees the tables. Raises KeyError for a dialect that this agent does not know."""
+        from zeek_agent.database.sql_connection import DIALECTS
+
+        return self.recipient.profile if self.query.dialect is None else DIALECTS[self.query.dialect]
+
+    @property
     def owner(self) -> str:
         """Whose share of the budgets for stored states it counts towards."""
         return recipient_of(self.recipient.identity)
@@ -98,6 +108,7 @@ class Installed:
             resting_until=resting_until,
             cpu=used.cpu,
             peak_bytes=used.peak,
+            dialect=query.dialect,
         )
 
 
@@ -127,6 +138,7 @@ class QueryStatus(NamedTuple):
     resting_until: float | None
     cpu: float
     peak_bytes: int
+    dialect: str | None
 
 
 def clipped_statement(query: Query) -> str:
@@ -136,5 +148,7 @@ def clipped_statement(query: Query) -> str:
 
 def query_key(identity: str, query: Query) -> str:
     """Key of a query, independent of its id: recipient, statement and kind of report."""
-    parts = (identity, query.sql, query.event, query.cookie or "", query.subscription or "")
+    parts = [identity, query.sql, query.event, query.cookie or "", query.subscription or ""]
+    if query.dialect is not None:
+        parts.append(query.dialect)
     return hashlib.sha256("\0".join(parts).encode(errors="surrogatepass")).hexdigest()

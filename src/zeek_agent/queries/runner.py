@@ -23,10 +23,11 @@ from zeek_agent.queries.installed import Installed, QueryState, clipped_statemen
 from zeek_agent.queries.result_backlog import Backlog
 from zeek_agent.queries.snapshot_strategy import SnapshotStrategy
 from zeek_agent.queries.subscriptions import Query, Recipient, Subscription
-from zeek_agent.text import byte_length
+from zeek_agent.text import byte_length, clipped
 
 if TYPE_CHECKING:
     from zeek_agent.database.database import SqlDatabase
+    from zeek_agent.database.results import Statement
     from zeek_agent.events.delivery_states import Delivered
     from zeek_agent.events.store import EventStore
     from zeek_agent.results.store import ResultStore
@@ -190,9 +191,7 @@ class QueryRunner:
     async def _prepare(self, installed: Installed) -> bool:
         query = installed.query
         try:
-            statement = await self._database.prepare(
-                query.sql, profile=installed.recipient.profile, origin=installed.recipient.identity
-            )
+            statement = await self._compile(installed)
         except SqlError as error:
             message = f"could not compile query (failed to compile SQL statement: {clipped_statement(query)} ({error}))"
             log.warning("query %s of %s: %s", installed.query_id, installed.recipient.identity, message)
@@ -209,6 +208,17 @@ class QueryRunner:
             delivered = self._saved_state(installed, self._store) if installed.durable else None
             self._strategy_for(installed).restore(installed, delivered)
         return True
+
+    async def _compile(self, installed: Installed) -> Statement:
+        """Compile the statement. Raises SqlError, also for a dialect that this agent does not know."""
+        try:
+            profile = installed.profile
+        except KeyError:
+            from zeek_agent.database.sql_connection import DIALECTS
+
+            named, known = clipped(str(installed.query.dialect)), ", ".join(DIALECTS)
+            raise SqlError(f"unknown dialect {named!r}; this agent has {known}") from None
+        return await self._database.prepare(installed.query.sql, profile=profile, origin=installed.recipient.identity)
 
     def _strategy_for(self, installed: Installed) -> EventStrategy | SnapshotStrategy | DifferenceStrategy:
         return self._events if installed.event_tables and self._events is not None else self._snapshots

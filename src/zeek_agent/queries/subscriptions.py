@@ -47,6 +47,8 @@ class Query:
     cookie: str | None = None
     requires_tables: frozenset[str] = frozenset()
     if_missing_tables: frozenset[str] = frozenset()
+    dialect: str | None = None
+    """The dialect of the statement, if its recipient names one."""
 
     @property
     def runs_once(self) -> bool:
@@ -55,9 +57,8 @@ class Query:
     @property
     def size_bytes(self) -> int:
         """Size of its strings."""
-        return sum(
-            map(byte_length, (self.sql, self.event, self.cookie or "", *self.requires_tables, *self.if_missing_tables))
-        )
+        texts = (self.sql, self.event, self.cookie or "", self.dialect or "")
+        return sum(map(byte_length, (*texts, *self.requires_tables, *self.if_missing_tables)))
 
     @property
     def is_too_frequent(self) -> bool:

@@ -100,6 +100,7 @@ zeek_agent_queries = Table(
             "recipient may have used it",
             added=True,
         ),
+        Column("dialect", "text", "dialect of the statement, such as `osquery`; null for the agent's own", added=True),
     ],
     examples=["SELECT id, state, runs, rows, last_duration, last_error FROM zeek_agent_queries"],
     platforms=_EVERYWHERE,

@@ -117,7 +117,7 @@ def check_files_and_groups(config: Config) -> None:
     if _uses_pack(config):
         from zeek_agent.collector import pack
 
-        pack.load(_pack_file(config), schedule=config.collector.schedule)
+        pack.load_all(config.collector.pack_names, schedule=config.collector.schedule)
 
 
 def check_contents(config: Config) -> None:
@@ -125,10 +125,10 @@ def check_contents(config: Config) -> None:
 
     An agent that starts reports these where they are used, and tries again. One that runs keeps what it has.
     """
-    if _uses_pack(config) and config.collector.pack is not None:
+    if _uses_pack(config) and config.collector.pack_names:
         from zeek_agent.collector import pack_check
 
-        for found in pack_check.problems(_pack_file(config)):
+        for found in pack_check.all_problems(config.collector.pack_names):
             if not found.is_warning:
                 raise UsageError(found.text)
     if any(url.startswith("wss:") for url in config.zeek.destinations):
@@ -144,17 +144,13 @@ def all_problems(config: Config) -> tuple[list[str], list[str]]:
     if _uses_pack(config):
         from zeek_agent.collector import pack_check
 
-        for found in pack_check.problems(_pack_file(config)):
+        for found in pack_check.all_problems(config.collector.pack_names):
             (warnings if found.is_warning else errors).append(found.text)
     return errors, warnings
 
 
 def _uses_pack(config: Config) -> bool:
-    return not config.zeek.destinations or config.collector.pack is not None
-
-
-def _pack_file(config: Config) -> Path | None:
-    return Path(config.collector.pack) if config.collector.pack else None
+    return not config.zeek.destinations or bool(config.collector.pack_names)
 
 
 def _problems(config: Config) -> Iterator[UsageError]:

@@ -17,6 +17,7 @@ from zeek_agent.control.messages import (
     Frame,
     NoAgentError,
     Note,
+    ProfileName,
     Request,
     Rows,
     Text,
@@ -25,7 +26,7 @@ from zeek_agent.errors import SqlError, ZeekAgentError
 from zeek_agent.schema import Row, ZeekType
 from zeek_agent.table import Table
 from zeek_agent.table_declarations import declared
-from zeek_agent.terminal.suggestions import with_suggestion
+from zeek_agent.terminal.suggestions import as_in_osquery, with_suggestion
 from zeek_agent.text import from_os
 
 if TYPE_CHECKING:
@@ -114,12 +115,14 @@ def open_responder(config: Config, origins: Mapping[str, str]) -> Responder:
     return LocalResponder(config, origins, reason)
 
 
-def query(responder: Responder, sql: str) -> tuple[list[tuple[str, ZeekType]], list[Row], list[Note]]:
+def query(
+    responder: Responder, sql: str, profile: ProfileName = "full"
+) -> tuple[list[tuple[str, ZeekType]], list[Row], list[Note]]:
     """Columns, rows, and notes of omitted data. Raises SqlError, which names the nearest name for an unknown one."""
     columns: list[tuple[str, ZeekType]] = []
     rows: list[Row] = []
     notes: list[Note] = []
-    for frame in explained(responder, messages.QueryRequest(from_os(sql))):
+    for frame in explained(responder, messages.QueryRequest(from_os(sql), profile)):
         match frame:
             case Columns():
                 columns = typed_columns(frame)
@@ -138,7 +141,12 @@ def explained(
         with closing(responder.responses(request)) as frames:
             yield from frames
     except SqlError as error:
-        raise type(error)(with_suggestion(str(error), request.sql, lambda: tables(responder))) from None
+        in_osquery = "osquery" in (getattr(request, "profile", None), getattr(request, "dialect", None))
+
+        def known() -> list[Table]:
+            return as_in_osquery(tables(responder)) if in_osquery else tables(responder)
+
+        raise type(error)(with_suggestion(str(error), request.sql, known)) from None
 
 
 def typed_columns(frame: Columns) -> list[tuple[str, ZeekType]]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import TYPE_CHECKING, Final, Literal, TextIO
 
 from zeek_agent.control.messages import Columns, Note, Pause, Rows, SubscribeRequest, SubscriptionName
 from zeek_agent.errors import UsageError, ZeekAgentError
@@ -21,7 +21,7 @@ from zeek_agent.terminal.console import Mode, Printer
 from zeek_agent.terminal.line_editing import line_editing
 from zeek_agent.terminal.pager import Pager, unusable
 from zeek_agent.terminal.status_report import facts_text
-from zeek_agent.terminal.suggestions import KEYWORDS, columns_of, named_in, nearest
+from zeek_agent.terminal.suggestions import KEYWORDS, as_in_osquery, columns_of, named_in, nearest
 from zeek_agent.terminal.table_text import describe_table, list_tables
 from zeek_agent.text import from_os, visible
 
@@ -45,9 +45,17 @@ _TOKEN: Final = re.compile(
 class Shell:
     """Reads statements and commands and writes their results."""
 
-    def __init__(self, responder: Responder, printer: Printer, errors: TextIO, pager: Pager | None = None) -> None:
-        """`pager` shows results that are longer than the terminal."""
+    def __init__(
+        self,
+        responder: Responder,
+        printer: Printer,
+        errors: TextIO,
+        pager: Pager | None = None,
+        dialect: Literal["osquery"] | None = None,
+    ) -> None:
+        """`pager` shows results that are longer than the terminal; `dialect` is that of statements."""
         self._responder = responder
+        self._dialect = dialect
         self._terminal = printer
         self._printer = printer
         self._errors = errors
@@ -65,7 +73,7 @@ class Shell:
         """The tables' declarations, requested once."""
         if self._tables is None:
             self._tables = responders.tables(self._responder)
-        return self._tables
+        return self._tables if self._dialect is None else as_in_osquery(self._tables)
 
     def run_interactive(self, history: Path) -> None:
         """Read from the terminal until `quit` or the end of input."""
@@ -166,7 +174,7 @@ class Shell:
         self._terminal.out.flush()
 
     def _query(self, sql: str) -> None:
-        columns, rows, notes = responders.query(self._responder, sql)
+        columns, rows, notes = responders.query(self._responder, sql, self._dialect or "full")
         self._show(columns, rows)
         for note in notes:
             self._complain(note.message)
@@ -238,6 +246,14 @@ class Shell:
             raise UsageError(f"no mode {argument!r}; modes are {', '.join(Mode)}")
         self._printer.mode = self._terminal.mode = Mode(argument)
 
+    def dialect(self, argument: str) -> None:
+        if argument not in ("", "agent", "osquery"):
+            raise UsageError(".dialect takes osquery, or agent for the agent's own tables")
+        if not argument:
+            self._say(self._dialect or "agent")
+            return
+        self._dialect = "osquery" if argument == "osquery" else None
+
     def output(self, argument: str) -> None:
         """Write results to a file, readable only by its owner, or again to the terminal."""
         self.close()
@@ -273,7 +289,7 @@ class Shell:
         columns: list[tuple[str, ZeekType]] = []
         rows: list[Row] = []
         changes: list[str | None] = []
-        request = SubscribeRequest(from_os(sql), subscription, schedule)
+        request = SubscribeRequest(from_os(sql), subscription, schedule, self._dialect)
         with closing(responders.explained(self._responder, request)) as frames:
             for frame in frames:
                 match frame:
@@ -314,10 +330,9 @@ class Shell:
         """Completions of `word`, given the line before it."""
         if before == "" and word.startswith("."):
             return [name for name in COMMANDS if name.startswith(word)]
-        if re.fullmatch(r"\s*\.pager\s+", before):
-            return [value for value in ("on", "off") if value.startswith(word)]
-        if re.fullmatch(r"\s*\.mode\s+", before):
-            return [mode.value for mode in Mode if mode.value.startswith(word)]
+        command = re.fullmatch(r"\s*(\.\w+)\s+", before)
+        if command is not None and command[1] in _ARGUMENTS:
+            return [value for value in _ARGUMENTS[command[1]] if value.startswith(word)]
         names = [table.name for table in self.tables]
         if re.search(r"(?i)(\b(from|join)\s+([\w$]+\s*,\s*)*|^\s*\.schema\s+)$", before):
             return [name for name in names if name.startswith(word)]
@@ -351,6 +366,9 @@ COMMANDS: Final = {
     ".tables": Command(".tables", "list the tables", Shell.list_tables),
     ".schema": Command(".schema NAME", "describe a table", Shell.schema),
     ".mode": Command(f".mode [{'|'.join(Mode)}]", "show or set the output format", Shell.mode),
+    ".dialect": Command(
+        ".dialect [osquery|agent]", "show or set whose tables `processes`, `users` and others are", Shell.dialect
+    ),
     ".snapshots": _repeated(".snapshots", "Snapshots", "all rows of each run"),
     ".diffs": _repeated(".diffs", "Differences", "added (+) and removed (-) rows"),
     ".snapshot-plus-diffs": _repeated(".snapshot-plus-diffs", "SnapshotPlusDifferences", "all rows, then differences"),
@@ -364,6 +382,14 @@ COMMANDS: Final = {
 }
 WORDS: Final = {"help": ".help", "quit": ".quit", "exit": ".exit", "?": ".help"}
 """What newcomers type for commands, where a statement would begin."""
+
+
+_ARGUMENTS: Final = {
+    ".pager": ("on", "off"),
+    ".dialect": ("agent", "osquery"),
+    ".mode": tuple(mode.value for mode in Mode),
+}
+"""What commands take as their argument."""
 
 
 def find_table(tables: Iterable[Table], name: str) -> Table:

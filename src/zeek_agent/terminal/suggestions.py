@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable
+from copy import copy
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final
 
@@ -42,6 +43,17 @@ def with_suggestion(message: str, sql: str, tables: Callable[[], Iterable[Table]
     if near is None:
         return f"{message}; {_TABLES_LISTED} all" if match["kind"] == "table" else message
     return f"{message}; did you mean {f'{qualifier}.' if qualifier else ''}{near}?"
+
+
+def as_in_osquery(tables: Iterable[Table]) -> list[Table]:
+    """The tables by the names that they have in osquery's dialect."""
+    by_name = {table.name: table for table in tables}
+    for table in list(by_name.values()):
+        if table.osquery_name is not None and not table.alias:
+            renamed = copy(table)
+            renamed.name = table.osquery_name
+            by_name[renamed.name] = renamed
+    return sorted(by_name.values(), key=lambda table: table.name)
 
 
 def _syntax_hint(word: str, sql: str) -> str:

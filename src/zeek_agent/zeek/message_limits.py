@@ -47,6 +47,7 @@ def _texts(event: ZeekEvent) -> Iterator[tuple[str, str, int]]:
             yield "the query's id", query_id, NAME_BYTES_MAX
             yield "the event's name", query.event, NAME_BYTES_MAX
             yield "the cookie", query.cookie or "", COOKIE_BYTES_MAX
+            yield "the dialect", query.dialect or "", NAME_BYTES_MAX
         case CancelQuery(query_id=query_id):
             yield "the query's id", query_id, NAME_BYTES_MAX
         case RowsAck(query_id=query_id, stream=stream):

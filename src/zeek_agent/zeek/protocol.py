@@ -39,6 +39,8 @@ ROWS: Final = "ZeekAgentAPI::rows_v1"
 ROWS_ACK: Final = "ZeekAgentAPI::rows_ack_v1"
 BATCHES: Final = "batches"
 """The feature, named in both hellos, of sending and accepting rows in batches."""
+DIALECTS: Final = "dialects"
+"""The feature, named in an agent's hello, of queries with a dialect: an additional field of theirs."""
 
 HELLO_FIELDS: Final = (
     "agent_id",
@@ -65,6 +67,7 @@ pieces, as happens with several frames in flight (zeek/broker#458) and on any ne
 
 _ENUM: Final = "ZeekAgent::"
 _QUERY_FIELDS: Final = 7
+"""Those of version 1. A query with a dialect has it as the next field, for agents that announce `DIALECTS`."""
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _VERSION = re.compile(r"v?([0-9]{1,6})\.([0-9]{1,6})\.([0-9]{1,6})(?:-([0-9]{1,6}))?\b")
 
@@ -373,7 +376,7 @@ def _batch(record: Sequence[Data]) -> Batch:
 
 
 def _query(record: Sequence[Data]) -> Query:
-    """A `ZeekAgent::Query`. Fields beyond the seven of version 1, from a newer Zeek, are ignored."""
+    """A `ZeekAgent::Query`. Fields beyond the dialect, from a newer Zeek, are ignored."""
     if len(record) < _QUERY_FIELDS:
         raise ProtocolError(f"query has {len(record)} fields instead of {_QUERY_FIELDS}")
     schedule = _optional(record, 1, broker_json.Timespan, "schedule_")
@@ -386,6 +389,7 @@ def _query(record: Sequence[Data]) -> Query:
         cookie=_optional_text(record, 4, "cookie"),
         requires_tables=_names(record, 5, "requires_tables"),
         if_missing_tables=_names(record, 6, "if_missing_tables"),
+        dialect=_optional_text(record, _QUERY_FIELDS, "dialect"),
     )
 
 
@@ -546,18 +550,19 @@ def cancel_query(topic: str, instance: str, query_id: str) -> str:
 
 
 def query_record(query: Query) -> str:
-    """An encoded `ZeekAgent::Query`."""
-    return broker_json.vector(
-        (
-            broker_json.string(query.sql),
-            broker_json.NONE if query.schedule is None else broker_json.timespan(query.schedule),
-            broker_json.NONE if query.subscription is None else broker_json.enum(_ENUM + query.subscription),
-            broker_json.vector([broker_json.string(query.event)]),
-            _or_none(query.cookie),
-            broker_json.set_of(broker_json.string(name) for name in sorted(query.requires_tables)),
-            broker_json.set_of(broker_json.string(name) for name in sorted(query.if_missing_tables)),
-        )
-    )
+    """An encoded `ZeekAgent::Query`; only one with a dialect has more fields than version 1."""
+    fields = [
+        broker_json.string(query.sql),
+        broker_json.NONE if query.schedule is None else broker_json.timespan(query.schedule),
+        broker_json.NONE if query.subscription is None else broker_json.enum(_ENUM + query.subscription),
+        broker_json.vector([broker_json.string(query.event)]),
+        _or_none(query.cookie),
+        broker_json.set_of(broker_json.string(name) for name in sorted(query.requires_tables)),
+        broker_json.set_of(broker_json.string(name) for name in sorted(query.if_missing_tables)),
+    ]
+    if query.dialect is not None:
+        fields.append(broker_json.string(query.dialect))
+    return broker_json.vector(fields)
 
 
 def _or_none(text: str | None) -> str:

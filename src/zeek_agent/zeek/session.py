@@ -155,7 +155,7 @@ class Session:
             columns = (*columns[:index], _BROKER, *columns[index:])
             row = (*row[:index], "n/a", *row[index:])
         else:
-            columns, row = (*columns, _FEATURES), (*row, (protocol.BATCHES,))
+            columns, row = (*columns, _FEATURES), (*row, (protocol.BATCHES, protocol.DIALECTS))
         return broker_json.row_encoder(columns)(row)
 
     async def _check_liveness(self) -> None:

@@ -96,6 +96,18 @@ export {
 		if_missing_tables: set[string];
 	};
 
+	## The same for agents that announce the feature ``dialects``, with the statement's dialect.
+	type QueryDialectV1: record {
+		sql_stmt: string;
+		schedule_: interval &optional;
+		subscription: ZeekAgent::SubscriptionType;
+		event_: any;
+		cookie: string &optional;
+		requires_tables: set[string];
+		if_missing_tables: set[string];
+		dialect: string &optional;
+	};
+
 	## An agent's hello message. ``columns`` is one of the hello records above, by the agent's version: whoever
 	## handles this declares it as ``any``. See :zeek:see:`ZeekAgent::agent_joined` for something simpler.
 	global agent_hello_v1: event(ctx: ZeekAgent::Context, columns: any);
@@ -119,9 +131,9 @@ export {
 	## This Zeek is shutting down.
 	global zeek_shutdown_v1: event(zeek_instance: string);
 
-	## Installs a query on an agent.
+	## Installs a query on an agent. ``query`` is one of the two records above.
 	global install_query_v1: event(zeek_instance: string, query_id: string,
-	    query: QueryV1);
+	    query: any);
 
 	## Cancels a query on an agent.
 	global cancel_query_v1: event(zeek_instance: string, query_id: string);

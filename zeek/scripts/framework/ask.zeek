@@ -34,12 +34,15 @@ export {
 	## row_type: a type ``vector of R``, where the record ``R`` has an optional field for each column, by name.
 	##
 	## time_limit: how long to wait.
+	##
+	## dialect: the dialect of the statement, such as ``osquery``; empty for the agent's own.
 	global ask: function(agent_id: string, sql: string, row_type: any,
-	    time_limit: interval &default=30sec): Answer;
+	    time_limit: interval &default=30sec, dialect: string &default="")
+	    : Answer;
 
 	## Forwards a question of another node to the manager.
 	global remote_ask: event(node: string, question_id: string, agent_id: string,
-	    sql: string, time_limit: interval);
+	    sql: string, time_limit: interval, dialect: string);
 
 	## Returns the answer to the node that asked: rows as a JSON array, or an error.
 	global remote_answer: event(question_id: string, rows: string, error: string);
@@ -123,6 +126,9 @@ function why_not_ask(agent_id: string, q: Query): string
 	if ( ! has_feature(agent_id, "batches") )
 		return "the agent does not support batches";
 
+	if ( q?$dialect && ! has_feature(agent_id, "dialects") )
+		return "the agent does not support dialects";
+
 	if ( ! is_allowed(agent_id, q) )
 		return "ZeekAgent::allowed_tables or may_query does not allow the statement";
 
@@ -140,9 +146,14 @@ function why_not_relay(): string
 	}
 
 # Sends a question, here or through the manager. Its reply, which may be complete at once, has its id.
-function begin_ask(agent_id: string, sql: string, time_limit: interval): string
+function begin_ask(agent_id: string, sql: string, time_limit: interval,
+    dialect: string): string
 	{
 	local q = Query($sql_stmt=sql, $on_rows=take_reply);
+
+	if ( dialect != "" )
+		q$dialect = dialect;
+
 	local obstacle = is_owner() ? why_not_ask(agent_id, q) : why_not_relay();
 	local question_id = unique_id("za_ask_");
 
@@ -157,7 +168,7 @@ function begin_ask(agent_id: string, sql: string, time_limit: interval): string
 		add recent_questions[question_id];
 	else
 		Cluster::publish(Cluster::manager_topic, remote_ask, Cluster::node,
-		    question_id, agent_id, sql, time_limit);
+		    question_id, agent_id, sql, time_limit, dialect);
 
 	return question_id;
 	}
@@ -198,10 +209,10 @@ function answer(reply: Reply, row_type: any): Answer
 	return Answer($rows=parsed$v);
 	}
 
-function ask(agent_id: string, sql: string, row_type: any, time_limit: interval)
-    : Answer
+function ask(agent_id: string, sql: string, row_type: any, time_limit: interval,
+    dialect: string): Answer
 	{
-	local question_id = begin_ask(agent_id, sql, time_limit);
+	local question_id = begin_ask(agent_id, sql, time_limit, dialect);
 
 	return when [question_id, row_type] ( question_id in replies
 	    && replies[question_id]$is_complete )
@@ -216,12 +227,12 @@ function ask(agent_id: string, sql: string, row_type: any, time_limit: interval)
 	}
 
 event remote_ask(node: string, question_id: string, agent_id: string,
-    sql: string, time_limit: interval)
+    sql: string, time_limit: interval, dialect: string)
 	{
 	if ( ! is_owner() )
 		return;
 
-	local asked = begin_ask(agent_id, sql, time_limit);
+	local asked = begin_ask(agent_id, sql, time_limit, dialect);
 	local topic = Cluster::node_topic(node);
 
 	when [asked, question_id, topic] ( asked in replies

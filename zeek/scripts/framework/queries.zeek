@@ -56,7 +56,7 @@ export {
 	global is_refused: function(ctx: Context): bool;
 
 	## Forwards a query of another node to the manager.
-	global remote_query: event(query_id: string, q: ZeekAgentAPI::QueryV1,
+	global remote_query: event(query_id: string, q: ZeekAgentAPI::QueryDialectV1,
 	    scope: Scope, target: string);
 
 	## Forwards the end of a query to the manager.
@@ -89,6 +89,9 @@ global host_queries: table[string] of set[string];
 
 # The ids of queries that follow options, by the ids that they had first, once options have changed.
 global current_ids: table[string] of string;
+
+# Agents that did not get a query because they support no dialects.
+global without_dialects: set[string] &create_expire=1day;
 
 # Queries by the options that they follow.
 global interval_followers: table[string] of set[string];
@@ -143,6 +146,42 @@ function on_wire(q: Query, with_batches: bool): ZeekAgentAPI::QueryV1
 		wire$cookie = q$cookie;
 
 	return wire;
+	}
+
+# The same with its dialect.
+function on_wire_with_dialect(q: Query, with_batches: bool)
+    : ZeekAgentAPI::QueryDialectV1
+	{
+	local plain = on_wire(q, with_batches);
+	local wire = ZeekAgentAPI::QueryDialectV1($sql_stmt=plain$sql_stmt,
+	    $subscription=plain$subscription, $event_=plain$event_,
+	    $requires_tables=plain$requires_tables,
+	    $if_missing_tables=plain$if_missing_tables);
+
+	if ( plain?$schedule_ )
+		wire$schedule_ = plain$schedule_;
+
+	if ( plain?$cookie )
+		wire$cookie = plain$cookie;
+
+	if ( q?$dialect )
+		wire$dialect = q$dialect;
+
+	return wire;
+	}
+
+# Whether an agent can run the query in its dialect. An agent that cannot is reported once.
+function has_dialect(agent_id: string, q: Query): bool
+	{
+	if ( ! q?$dialect || has_feature(agent_id, "dialects") )
+		return T;
+
+	if ( agent_id !in without_dialects )
+		Reporter::warning(fmt("Zeek Agent: agent %s (%s) does not support dialects, and does not get queries in that of %s",
+		    agent_id, hostname_of(agent_id), q$dialect));
+
+	add without_dialects[agent_id];
+	return F;
 	}
 
 function is_allowed(agent_id: string, q: Query): bool
@@ -204,6 +243,9 @@ function send_query(state: QueryState, agent_id: string)
 	if ( |topics| == 0 )
 		return;
 
+	if ( ! has_dialect(agent_id, state$query) )
+		return;
+
 	if ( ! is_allowed(agent_id, state$query) )
 		{
 		add state$refused[agent_id];
@@ -216,8 +258,15 @@ function send_query(state: QueryState, agent_id: string)
 		add state$asked[agent_id];
 
 	for ( _, topic in topics )
-		Cluster::publish(topic, ZeekAgentAPI::install_query_v1, zeek_instance,
-		    state$query_id, on_wire(state$query, with_batches));
+		{
+		if ( state$query?$dialect )
+			Cluster::publish(topic, ZeekAgentAPI::install_query_v1, zeek_instance,
+			    state$query_id, on_wire_with_dialect(state$query,
+			    with_batches));
+		else
+			Cluster::publish(topic, ZeekAgentAPI::install_query_v1, zeek_instance,
+			    state$query_id, on_wire(state$query, with_batches));
+		}
 	}
 
 function send_cancel(query_id: string, agent_id: string)
@@ -244,6 +293,9 @@ function own_query(q: Query): Query
 
 	if ( q?$cookie )
 		own$cookie = q$cookie;
+
+	if ( q?$dialect )
+		own$dialect = q$dialect;
 
 	if ( q?$row_type )
 		own$row_type = q$row_type;
@@ -326,8 +378,8 @@ function query(q: Query, scope: Scope, target: string): string
 	else if ( is_owner() )
 		add_query(query_id, q, scope, target);
 	else if ( ! is_starting && q?$event_ )
-		Cluster::publish(Cluster::manager_topic, remote_query, query_id, on_wire(q, F),
-		    scope, target);
+		Cluster::publish(Cluster::manager_topic, remote_query, query_id,
+		    on_wire_with_dialect(q, F), scope, target);
 	else if ( ! is_starting )
 		Reporter::error(fmt(
 		    "Zeek Agent: only the manager can be called with rows: %s",
@@ -377,8 +429,8 @@ function query_anew(purpose: string, q: Query, agent_id: string)
 	queries[query(q, Host, agent_id)]$purpose = purpose;
 	}
 
-event remote_query(query_id: string, q: ZeekAgentAPI::QueryV1, scope: Scope,
-    target: string)
+event remote_query(query_id: string, q: ZeekAgentAPI::QueryDialectV1,
+    scope: Scope, target: string)
 	{
 	if ( is_owner() && query_id !in queries )
 		add_query(query_id, q, scope, target);

@@ -61,6 +61,9 @@ export {
 		## The event to raise for each row, as ``event(ctx: ZeekAgent::Context, columns: R)``. The record ``R`` has a
 		## field for each column, in the statement's order.
 		event_: any &optional;
+		## The dialect of the statement: with ``osquery``, names of osquery's tables mean those with osquery's columns.
+		## Agents that do not support dialects do not get the query, and one that does not know this one reports an error.
+		dialect: string &optional;
 		## Text that is returned with each result.
 		cookie: string &optional;
 		## Tables without which an agent does not run the query.

@@ -62,6 +62,11 @@ event ZeekAgent::agent_joined(agent_id: string, hello: ZeekAgentAPI::AgentHelloV
 		show("forbidden", forbidden);
 		}
 
+	when [agent_id] ( local foreign = ZeekAgent::ask(agent_id, "SELECT all", Users, 1hr, "osquery") )
+		{
+		show("foreign", foreign);
+		}
+
 	when [agent_id] ( local unfit = ZeekAgent::ask(agent_id, "SELECT unfit", Users) )
 		{
 		print "unfit", sub(unfit$error, /:.*/, "");
