@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
@@ -73,6 +74,11 @@ def seconds(timestamp: str) -> int:
     return int(datetime.fromisoformat(timestamp[:19] + "+00:00").timestamp())
 
 
+def namespaces(pid: int) -> dict[str, str | None]:
+    kinds = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
+    return {f"{kind}_namespace": str(Path(f"/proc/{pid}/ns/{kind}").stat().st_ino) if pid else None for kind in kinds}
+
+
 async def test_containers_are_those_of_docker_inspect(db: Database, asked_engine: DockerEngine) -> None:
     assert [one["name"] for one in await rows(db, "SELECT name FROM docker_containers")] == ["/one"]
     for name, command in (("one", "/bin/sleep 100"), ("two", "/bin/sleep 0"), ("three", "/bin/sleep 0")):
@@ -98,7 +104,7 @@ async def test_containers_are_those_of_docker_inspect(db: Database, asked_engine
             "security_options": ", ".join(host["SecurityOpt"] or ()),
             "env_variables": "***",
             "readonly_rootfs": int(host["ReadonlyRootfs"]),
-            **{f"{kind}_namespace": None for kind in ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")},
+            **namespaces(state["Pid"]),
         }
 
 
@@ -353,6 +359,20 @@ async def test_containers_are_inspected_only_for_columns_that_need_it(db: Databa
         assert await rows(db, "SELECT id, name FROM docker_containers") == [{"id": ID, "name": "/db"}]
         assert await rows(db, f"SELECT id FROM docker_container_labels WHERE id = '{ID[:7]}'") == []
     assert asked == ["/containers/json", f"/containers/json?all=1&filters=%7B%22id%22%3A%7B%22{ID[:7]}%22%3Atrue%7D%7D"]
+
+
+async def test_namespaces_are_those_of_a_process_that_exists(db: Database, path: Path) -> None:
+    pids = iter((os.getpid(), 2**22 + 1, 0, -1, 2**62, "1"))
+
+    def answer(target: str) -> bytes:
+        if target == "/containers/json":
+            return http([{"Id": ID, "Names": [f"/{number}"]} for number in range(6)])
+        return http({"State": {"Pid": next(pids)}})
+
+    with pretended_engine(path, answer):
+        found = await rows(db, "SELECT net_namespace FROM docker_containers")
+    mine = str(Path("/proc/self/ns/net").stat().st_ino)
+    assert [row["net_namespace"] for row in found] == [mine, None, None, None, None, None]
 
 
 async def test_a_container_that_ends_meanwhile_has_no_details(db: Database, path: Path) -> None:
