@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from zeek_agent.access import AccessPolicy
+from zeek_agent.access import AccessPolicy, Contents, ShownFiles
+from zeek_agent.access_defaults import PATHS_DENY
 from zeek_agent.config import AccessSettings
 from zeek_agent.errors import UsageError
 
@@ -231,6 +232,28 @@ def test_secrets_are_denied_whatever_other_rules_there_are() -> None:
     assert permitted.may_query("process_envs")
     assert not permitted.may_query("shell_history")
     assert permitted.withheld(("start", "path"), "process_memory_map") == frozenset()
+
+
+def test_files_that_a_table_shows_are_on_the_second_list_for_it_alone() -> None:
+    shown = ShownFiles(("/**/.ssh/known_hosts",))
+    policy = AccessPolicy()
+    assert policy.contents("/home/a/.ssh/known_hosts") is Contents.UNLISTED
+    assert policy.contents("/home/a/.ssh/known_hosts", shown) is Contents.PRIVATE
+    assert policy.contents("/home/a/.ssh/../.ssh/known_hosts", shown) is Contents.PRIVATE
+    assert policy.contents("/home/a/.ssh/config", shown) is Contents.UNLISTED
+    allowed = AccessPolicy(AccessSettings(files_allow=("/home/**",)))
+    assert allowed.contents("/home/a/.ssh/known_hosts", shown) is Contents.CONFIGURED
+
+
+def test_rules_that_were_added_are_known_from_the_default_ones() -> None:
+    default = AccessPolicy()
+    added = AccessPolicy(AccessSettings(paths_deny=(*PATHS_DENY, "/home/b/**")), protected=["/var/lib/agent"])
+    for path in ("/home/a/.bash_history", "/home/a/.ssh/id_rsa"):
+        assert default.denies(path)
+        assert not default.denies_by_added_rule(path)
+        assert not added.denies_by_added_rule(path)
+    assert added.denies_by_added_rule("/home/a/../b/.bash_history")
+    assert added.denies_by_added_rule("/var/lib/agent/events.db")
 
 
 def test_secrets_in_command_lines_are_hidden() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mounting import in_mount_namespace, mount
+from mounting import SilentFuse, in_mount_namespace, mount
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings, LimitSettings
@@ -25,10 +25,11 @@ CHANGEABLE = ("etc", "home", "root", "var")
 Rows = list[dict[str, Any]]
 
 
-def on_scratch_host(scene: Callable[[], T], place: Path) -> T:
+def on_scratch_host(scene: Callable[[], T], place: Path, fuse: SilentFuse | None = None) -> T:
     """What the function returns where /etc, /home, /root and /var can be changed without a trace, and /run is empty.
 
-    It runs in a process of its own, so it returns what is compared. `place` is an empty directory of the test.
+    It runs in a process of its own, so it returns what is compared. `place` is an empty directory of the test. The
+    scene may mount `fuse`.
     """
 
     def run() -> T:
@@ -42,7 +43,7 @@ def on_scratch_host(scene: Callable[[], T], place: Path) -> T:
         mount("scratch", "/run", "tmpfs", data="mode=755")
         return scene()
 
-    return in_mount_namespace(run)
+    return in_mount_namespace(run, fuse=fuse)
 
 
 def select(sql: str, **access: Any) -> Rows:

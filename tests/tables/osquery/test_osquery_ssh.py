@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from mounting import SilentFuse, needs_fuse
 from scratch_host import Rows, on_scratch_host, output, select, select_in_worker, select_with_errors
 
 from zeek_agent.access_defaults import PATHS_DENY
@@ -375,6 +376,24 @@ def test_a_worker_process_shows_the_same(tmp_path: Path) -> None:
     for in_worker, expected in on_scratch_host(scene, tmp_path):
         assert in_worker == expected
         assert expected
+
+
+@needs_fuse
+def test_a_home_directory_that_hangs_hides_no_others(tmp_path: Path) -> None:
+    fuse = SilentFuse()
+
+    def scene() -> tuple[Any, list[int]]:
+        with_user("ed25519")
+        Path("/home/slow").mkdir()
+        fuse.mount("/home/slow", uid=7400)
+        with Path("/etc/passwd").open("a") as passwd:
+            passwd.write("slow:x:7400:7400::/home/slow:/bin/sh\nlast:x:7401:7401::/home/ada:/bin/sh\n")
+        return select_with_errors("SELECT uid FROM user_ssh_keys WHERE uid >= 7000"), fuse.requests
+
+    (rows, errors), requests = on_scratch_host(scene, tmp_path, fuse)
+    assert [row["uid"] for row in rows] == [UID, 7401]
+    assert "may hang" in errors[0]
+    assert requests == []
 
 
 def test_very_many_files_of_one_user_hide_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ _CREDENTIALS: Final = re.compile(rb"^[^/@]*@")
 _QUOTED: Final = re.compile(rb"[\\|{}\[\]<>\"^~_=!@#$%&*]|[^\x21-\x7e]")
 """What apt writes as %XX in names of files, besides `/`, for which it writes `_`."""
 _SIGNATURE: Final = b"-----BEGIN PGP SIGNATURE-----"
-_VARIABLE: Final = re.compile(rb"\s*([A-Za-z0-9_.-]+)\s*[=:]\s*(.*?)\s*", re.DOTALL)
+_VARIABLE: Final = re.compile(rb"\s*([A-Za-z0-9_.-]+)\s*=\s*(.*)", re.DOTALL)
 _SECTION: Final = re.compile(rb"\s*\[(.*)\]\s*")
 
 
@@ -97,7 +97,7 @@ def yum_sections(lines: Iterable[bytes]) -> Iterator[tuple[bytes, dict[bytes, by
             options[last] = b"%s %s" % (options[last], line.strip())
         elif variable is not None and section is not None:
             last = variable[1]
-            options[last] = variable[2]
+            options[last] = variable[2].strip()
     if section is not None:
         yield section, options
 
