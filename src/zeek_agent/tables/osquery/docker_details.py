@@ -86,7 +86,7 @@ docker_container_stats = docker_table(
     "docker_container_stats",
     "resources that one of Docker's containers uses",
     _stats,
-    description="One row per container whose id the statement has. The engine takes one to two seconds to measure each.",
+    description="One row per container whose id the statement has. Measuring one takes a second or two.",
     columns=[
         _CONTAINER,
         Column("name", "text", "its name, with a slash: `/web`"),
