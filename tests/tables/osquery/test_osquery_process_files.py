@@ -153,6 +153,18 @@ def test_a_pipe_of_very_many_does_not_make_very_many_rows(monkeypatch: pytest.Mo
     assert len(found) == 3 + 11
 
 
+def test_very_many_ends_of_one_pipe_have_fewer_partners_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipes, "PAIRS_MAX", 100)
+    reading, writing = os.pipe()
+    inode = os.fstat(reading).st_ino
+    more = [os.dup(end) for end in (reading, writing) for _ in range(24)]
+    found = [row for row in ask(process_open_pipes, pid=os.getpid()) if row["inode"] == inode]
+    for descriptor in (reading, writing, *more):
+        os.close(descriptor)
+    assert len({row["fd"] for row in found}) == 50
+    assert len(found) == 100
+
+
 def test_a_process_with_very_many_pipes_is_shown_in_part_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipes, "ENDS_MAX", 40)
     reading, writing = os.pipe()

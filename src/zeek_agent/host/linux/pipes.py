@@ -17,6 +17,8 @@ from zeek_agent.host.linux.procfs import Procfs
 
 PARTNERS_MAX: Final = 100
 """Partners of one end that are shown: as many as may inherit a pipe could make a statement's result quadratic."""
+PAIRS_MAX: Final = 20_000
+"""Pairs of ends of one pipe that are shown; with more, fewer partners of each end are."""
 ENDS_MAX: Final = 4_096
 """Ends of one process that are read, four times as many as it may have open by default."""
 
@@ -59,7 +61,7 @@ class PipeEnds:
         """The other ends of a pipe: those of another mode, and if this one is open for both, all others."""
         there = self._by_pipe[end.device, end.inode]
         others = (other for other in there if other != end and (other.mode != end.mode or end.mode == "rw"))
-        return list(islice(others, PARTNERS_MAX))
+        return list(islice(others, max(min(PARTNERS_MAX, PAIRS_MAX // len(there)), 1)))
 
 
 def pipe_ends(
