@@ -105,10 +105,12 @@ class Catalog:
     """Why tables were removed, by name."""
     _layouts: dict[tuple[str, bool], Layout]
     _names: dict[str, frozenset[str]]
+    _readable: dict[Profile, Mapping[str, str]]
+    _withheld: dict[AccessPolicy, Mapping[str, frozenset[str]]]
 
     @classmethod
     def of(cls, generation: int, tables: Iterable[Table], gone: Mapping[str, str] | None = None) -> Catalog:
-        return cls(generation, {table.name: table for table in tables}, gone or {}, {}, {})
+        return cls(generation, {table.name: table for table in tables}, gone or {}, {}, {}, {}, {})
 
     def layout(self, name: str, profile: Profile) -> Layout:
         """The layout of the table of that name, made when it is first needed: main runs no statements."""
@@ -117,8 +119,13 @@ class Catalog:
             self._layouts[name, hide_added] = Layout(self.tables[name], hide_added=hide_added)
         return self._layouts[name, hide_added]
 
-    def readable(self, profile: Profile = Profile.FULL) -> dict[str, str]:
+    def readable(self, profile: Profile = Profile.FULL) -> Mapping[str, str]:
         """Every readable name, and the name of its table."""
+        if profile not in self._readable:
+            self._readable[profile] = self._find_readable(profile)
+        return self._readable[profile]
+
+    def _find_readable(self, profile: Profile) -> dict[str, str]:
         names = {name: name for name in self.tables}
         for name, table in self.tables.items():
             if table.kind == "events":
@@ -146,6 +153,13 @@ class Catalog:
                     names[name] |= {other, OSQUERY_PREFIX + other}
             self._names.update((name, frozenset(found)) for name, found in names.items())
         return self._names
+
+    def withheld(self, access: AccessPolicy) -> Mapping[str, frozenset[str]]:
+        """By table, the columns that these rules leave unset; kept for the rules that were asked for last."""
+        if access not in self._withheld:
+            self._withheld.clear()
+            self._withheld[access] = _WithheldColumns(self, access)
+        return self._withheld[access]
 
 
 class RowSink(Protocol):
@@ -244,7 +258,7 @@ class SqlConnection:
         for name, of in self._readable.items():
             self._names_of[of].append(name)
         names = catalog.names()
-        self._withheld = _WithheldColumns(catalog, context.access)
+        self._withheld = catalog.withheld(context.access)
         events = [table for table in catalog.tables.values() if table.kind == "events"]
         copies_max = limits.memory_bytes // MEMORY_SHARE
         self.event_copies = EventCopies(self._store_uri or "", events, copies_max, self._withheld)
