@@ -21,7 +21,7 @@ from zeek_agent.config import AccessSettings
 from zeek_agent.contract import rows
 from zeek_agent.errors import AccessDeniedError
 from zeek_agent.host.linux import pipes
-from zeek_agent.host.linux.pipes import pipe_ends
+from zeek_agent.host.linux.pipes import PipeEnd, PipeEnds, pipe_ends
 from zeek_agent.tables.osquery.process_files import (
     process_envs,
     process_memory_map,
@@ -151,6 +151,31 @@ def test_a_pipe_of_very_many_does_not_make_very_many_rows(monkeypatch: pytest.Mo
         os.close(descriptor)
     assert len([row for row in found if row["fd"] == reading]) == 3
     assert len(found) == 3 + 11
+
+
+def test_a_process_with_very_many_ends_does_not_make_very_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipes, "PARTNERS_OF_PROCESS_MAX", 20)
+    ends = PipeEnds()
+    for number in range(10):
+        ends.add(PipeEnd(1, number, "rw", 5, 7))
+        ends.add(PipeEnd(2, number, "rw", 5, 8 + number % 5))
+    assert [len(ends.partners(end)) for end in ends.of([1])] == [2] * 10
+    assert [len(ends.partners(end)) for end in ends.of([2])] == [1] * 10
+
+
+def test_ends_that_cannot_be_partners_are_not_compared() -> None:
+    compared: list[PipeEnd] = []
+
+    class Compared(PipeEnd):
+        def __ne__(self, other: object) -> bool:
+            compared.append(self)
+            return tuple(self) != other
+
+    ends = PipeEnds()
+    for pid in range(100):
+        ends.add(Compared(pid, 3, "r", 5, 7))
+    assert [ends.partners(end) for end in ends.of(None)] == [[]] * 100
+    assert compared == []
 
 
 def test_a_process_with_very_many_pipes_is_shown_in_part_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:

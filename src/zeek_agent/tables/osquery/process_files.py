@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from zeek_agent.host.linux.pipes import PARTNERS_MAX, pipe_ends
+from zeek_agent.host.linux.pipes import PARTNERS_MAX, PARTNERS_OF_PROCESS_MAX, pipe_ends
 from zeek_agent.host.linux.process_files import (
     DESCRIPTORS_PER_CHECK,
     ENVIRONMENT_BYTES_MAX,
@@ -44,7 +44,8 @@ process_open_pipes = osquery_table(
     "pipes that processes have open, and the processes at the other end",
     description=(
         "One row per open end of a pipe or FIFO and process at the other end, of which at most "
-        f"{PARTNERS_MAX} are shown. Without one, the columns of the partner are null."
+        f"{PARTNERS_MAX} are shown, and {PARTNERS_OF_PROCESS_MAX} for a process. Without one, the columns of the "
+        "partner are null."
     ),
     columns=[
         Column("pid", "int", "process id"),
