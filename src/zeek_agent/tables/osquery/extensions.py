@@ -183,6 +183,7 @@ chrome_extensions = osquery_table(
         Column("install_timestamp", "int", "the same in seconds since 1970; 0 if it is unknown"),
         Column("manifest_json", "text", "the manifest as JSON without blanks", hidden=True),
         Column("key", "text", "public key in the manifest, in base64; null without one", hidden=True),
+        Column("locale", "text", "the same as `default_locale`", hidden=True),
     ],
     decisive=["uid"],
     opens_files=True,
@@ -235,6 +236,7 @@ def of_chrome(wanted: Constraints) -> Iterator[Row]:
                 setting.installed_at,
                 found.manifest_json,
                 texts["key"] or None,
+                texts["default_locale"],
             )
 
 
