@@ -200,7 +200,7 @@ def test_only_a_question_for_remote_accounts_needs_a_helper() -> None:
     assert is_privileged(include_remote=1, uid=0)
 
 
-def test_numbers_that_are_no_ids_cost_their_lines_only(tmp_path: Path) -> None:
+def test_numbers_that_are_not_ids_cost_their_lines_only(tmp_path: Path) -> None:
     file = tmp_path / "passwd"
     file.write_bytes(b"long:x:%s:0::/:\nhigh:x:4294967296:0::/:\n\xff:x:7:0::/:\nada:x:8:0::/:\n" % (b"1" * 5_000))
     accounts = LocalAccounts(file)
