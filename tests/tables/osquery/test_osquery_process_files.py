@@ -15,6 +15,7 @@ import pytest
 from asking import ask
 from children import child, fork, without_main_thread
 from osquery_rows import selected
+from scratch_host import select_with_errors
 from waiting import until_sync
 
 from zeek_agent.config import AccessSettings
@@ -22,6 +23,7 @@ from zeek_agent.contract import rows
 from zeek_agent.errors import AccessDeniedError
 from zeek_agent.host.linux import pipes
 from zeek_agent.host.linux.pipes import PipeEnd, PipeEnds, pipe_ends
+from zeek_agent.tables.osquery import process_files
 from zeek_agent.tables.osquery.process_files import (
     process_envs,
     process_memory_map,
@@ -259,6 +261,19 @@ def test_hostile_environments_are_rows() -> None:
         ("PASSWORD", "***"),
         ("B", "1"),
     ]
+
+
+def test_very_many_variables_are_shown_in_part_but_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_files, "VARIABLES_MAX", 2)
+    with subprocess.Popen(["sleep", "60"], env={"A": "1", "B": "2", "C": "3"}) as process:
+        until_sync(Path(f"/proc/{process.pid}/environ").read_bytes)
+        sql = f"SELECT key, value FROM process_envs WHERE pid = {process.pid}"
+        found, errors = select_with_errors(sql, secrets_deny=())
+        named = select_with_errors(f"{sql} AND key = 'C'", secrets_deny=())
+        process.kill()
+    assert [row["key"] for row in found] == ["A", "B"]
+    assert any(f"process {process.pid} has more than 2 variables" in error for error in errors)
+    assert named == ([{"key": "C", "value": "3"}], [])
 
 
 def test_a_zombie_has_nothing_open() -> None:
