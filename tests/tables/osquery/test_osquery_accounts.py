@@ -15,7 +15,7 @@ from scratch_host import Rows, on_scratch_host, output, select, select_with_erro
 
 from zeek_agent.contract import NoAgent
 from zeek_agent.host.accounts import name_service
-from zeek_agent.host.accounts.local_accounts import local_accounts
+from zeek_agent.host.accounts.local_accounts import LocalAccounts, local_accounts, names_by_id
 from zeek_agent.host.accounts.passwords import password_states
 from zeek_agent.host.files import system_files
 from zeek_agent.table import Constraints, TableContext
@@ -198,3 +198,11 @@ def test_only_a_question_for_remote_accounts_needs_a_helper() -> None:
     assert not is_privileged(include_remote=0)
     assert not is_privileged(uid=0)
     assert is_privileged(include_remote=1, uid=0)
+
+
+def test_numbers_that_are_not_ids_cost_their_lines_only(tmp_path: Path) -> None:
+    file = tmp_path / "passwd"
+    file.write_bytes(b"long:x:%s:0::/:\nhigh:x:4294967296:0::/:\n\xff:x:7:0::/:\nada:x:8:0::/:\n" % (b"1" * 5_000))
+    accounts = LocalAccounts(file)
+    assert (accounts.uid("ada"), accounts.name(8), accounts.uid("high")) == (8, "ada", None)
+    assert names_by_id(file) == {7: from_bytes(b"\xff"), 8: "ada"}

@@ -214,6 +214,8 @@ def test_the_cipher_is_the_one_that_libcryptsetup_reads(tmp_path: Path, kind: by
         b"LUKS\xba\xbe\0\x02" + b"\xff" * 100,
         b"LUKS\xba\xbe\0\x02" + (8192).to_bytes(8, "big") + bytes(4080) + b'{"segments": ["',
         b"LUKS\xba\xbe\0\x02" + (8192).to_bytes(8, "big") + bytes(4080) + b'{"segments": {"0": 1}}',
+        b"LUKS\xba\xbe\0\x02" + (8192).to_bytes(8, "big") + bytes(4080) + b'{"segments": {"0": {"type": "\xff"}}}',
+        b"LUKS\xba\xbe\0\x02" + (1 << 20).to_bytes(8, "big") + bytes(4080) + b'{"x": ' + b"[" * 100_000,
         b"LUKS\xba\xbe\0\x09" + bytes(200),
         os.urandom(5_000),
     ],

@@ -18,6 +18,8 @@ from zeek_agent.config import AccessSettings, LimitSettings
 from zeek_agent.contract import NoAgent
 from zeek_agent.database.database import Database
 from zeek_agent.host.accounts.name_service import Account
+from zeek_agent.host.files.json_documents import VALUES_MAX
+from zeek_agent.host.packages import chrome
 from zeek_agent.table import TableContext
 from zeek_agent.tables.osquery import _user_files, extensions
 
@@ -147,7 +149,12 @@ async def test_addons_of_firefox_are_those_in_its_lists(db: Database, home: Path
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"7", b"[" * 100_000, b'{"addons": {}}', b'"\xff"', {"addons": 7}], ids=range(7)
+    "content",
+    [
+        *(b"", b"{", b"7", b"[" * 100_000, b'{"addons": {}}', b'"\xff"', {"addons": 7}),
+        *([{}] * (VALUES_MAX + 1), {"addons": [{"id": "x"}] * VALUES_MAX}, [EXTENSION, {"id": "x" * (5 << 20)}]),
+    ],
+    ids=range(10),
 )
 async def test_lists_that_are_not_lists_cost_themselves_only(db: Database, home: Path, content: Any) -> None:
     write(home / ".vscode/extensions/extensions.json", content)
@@ -300,3 +307,44 @@ async def test_hostile_profiles_cost_values_and_rows(db: Database, home: Path) -
         ("second", "1", "", "", 0),
     ]
     assert result.files.skipped == 2
+
+
+async def test_preferences_with_very_many_extensions_are_read_in_part(
+    db: Database, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chrome, "_REFERENCED_MAX", 2)
+    place = home / ".config/chromium/Default"
+    profile(place, "x", **{name: {"path": f"{home}/{name}"} for name in ("long", "a", "b", "c")})
+    for name in ("a", "b", "c"):
+        write(home / name / "manifest.json", {"name": name, "version": "1"})
+    result = await db.query("SELECT name FROM chrome_extensions")
+    assert result.rows == [("a",)]
+    assert "more than 2 extensions" in result.files.summary()
+
+
+async def test_texts_of_preferences_that_are_too_long_are_not_kept(db: Database, home: Path) -> None:
+    place = home / ".config/chromium/Default"
+    long = "x" * 5_000
+    profile(place, long, k={"path": "own/1", "state": long, "install_time": 7}, **{long: {"path": "other/1"}})
+    write(place / "Extensions/own/1/manifest.json", {"name": "own", "version": "1"})
+    write(place / "Extensions/other/1/manifest.json", {"name": "other", "version": "1"})
+    result = await db.query("SELECT name, profile, state, install_time, referenced_identifier FROM chrome_extensions")
+    assert sorted(result.rows) == [("other", "", "", "", ""), ("own", "", "", "7", "k")]
+
+
+async def test_a_user_with_very_many_files_hides_no_other_users(
+    db: Database, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Account("other", UID + 1, UID + 1, "", f"{home}/other", "/bin/sh")
+    accounts = [*_user_files.local_accounts(print), other]
+    monkeypatch.setattr(_user_files, "local_accounts", lambda _: accounts)
+    times = iter([0.0, 2.0])
+    monkeypatch.setattr(_user_files, "thread_time", lambda: next(times, 3.0))
+    for place in (home, home / "other"):
+        write(place / ".config/chromium/Default/Extensions/a/1/manifest.json", {"name": "a", "version": "1"})
+        profile(place / ".config/chromium/Default", "x")
+    result = await db.query("SELECT uid FROM chrome_extensions")
+    assert result.rows == [(UID + 1,)]
+    assert result.files.summary() == (
+        f"files omitted: 1 truncated: {home} truncated (took more than 1 s of processor time)"
+    )

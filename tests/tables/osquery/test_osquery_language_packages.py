@@ -181,6 +181,17 @@ async def test_metadata_elsewhere_needs_no_permission_but_denied_files_stay_unre
 # npm_packages
 
 
+async def test_a_user_with_very_many_packages_hides_no_others(
+    db: Database, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed(home / ".local/lib/python3.11/site-packages", "mine")
+    monkeypatch.setattr(_user_files, "SECONDS_MAX", -1)
+    result = await db.query("SELECT name FROM python_packages")
+    assert ("mine",) not in result.rows
+    assert result.rows != []
+    assert f"{home} truncated" in result.files.summary()
+
+
 def manifest(place: Path, content: object) -> None:
     place.mkdir(parents=True, exist_ok=True)
     (place / "package.json").write_text(content if isinstance(content, str) else json.dumps(content))
@@ -240,6 +251,7 @@ async def test_hostile_manifests_cost_values_only(db: Database, tmp_path: Path) 
         "deep": "[" * 100_000,
         "types": {"name": 7, "version": None, "author": {"name": []}, "license": [], "homepage": {}},
         "empty": "",
+        "many": {"name": "m", "files": [{}] * 100_001},
     }.items():
         manifest(modules / name, content)
     (modules / "bytes").mkdir()
@@ -250,7 +262,7 @@ async def test_hostile_manifests_cost_values_only(db: Database, tmp_path: Path) 
         file.truncate(1 << 30)
     result = await db.query(f"SELECT name, version, author FROM npm_packages WHERE directory = '{tmp_path}'")
     assert set(result.rows) == {
-        *((name, None, None) for name in ("bytes", "cut", "deep", "directory", "empty", "huge", "list")),
+        *((name, None, None) for name in ("bytes", "cut", "deep", "directory", "empty", "huge", "list", "many")),
         ("", "", None),
     }
     assert "larger than" in result.files.summary()

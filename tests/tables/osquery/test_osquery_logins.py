@@ -134,3 +134,13 @@ def test_files_that_are_none_are_reported(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(accounting, "WTMPDB", damaged)
     assert select_with_errors("SELECT * FROM logged_in_users") == ([], [f"{tmp_path} cannot be read: Is a directory"])
     assert select_with_errors("SELECT * FROM last") == ([], [f"{damaged} cannot be read: file is not a database"])
+
+
+def test_holes_of_a_file_are_skipped(tmp_path: Path) -> None:
+    file = tmp_path / "wtmp"
+    with file.open("wb") as written:
+        written.write(record(7, 1, b"ada") + record(7, 2, b"ada"))
+        written.seek((1 << 40) // accounting.RECORD_BYTES * accounting.RECORD_BYTES)
+        written.write(record(7, 3, b"ada"))
+        written.truncate(2 << 40)
+    assert [record.pid for record in accounting.accounting_records(file) if record.user] == [1, 2, 3]

@@ -20,6 +20,7 @@ from zeek_agent.config import LimitSettings
 from zeek_agent.contract import NoAgent
 from zeek_agent.database.database import Database
 from zeek_agent.errors import SqlError
+from zeek_agent.host.packages.dpkg import _without_zero_epoch
 from zeek_agent.host.packages.rpm import RpmError, parse_header
 from zeek_agent.schema import Column
 from zeek_agent.table import Table, TableContext
@@ -175,6 +176,12 @@ async def test_a_hostile_database_costs_entries_only(db: Database, admindir: Pat
     result = await db.query(f"SELECT name, version, size FROM deb_packages WHERE admindir = '{admindir}'")
     assert result.rows == [("one", "1", None), ("odd\uefff", "-", None)]
     assert result.errors == (f"4 entries without a name in the package database {admindir}",)
+
+
+def test_a_long_version_is_read_in_linear_time() -> None:
+    assert _without_zero_epoch(b"0" * 1_000_000) == b"0" * 1_000_000
+    assert _without_zero_epoch(b" 00:" + b"0" * 1_000_000) == b"0" * 1_000_000
+    assert _without_zero_epoch(b"00:1:2") == b"00:1:2"
 
 
 async def test_databases_in_other_places_need_permission(admindir: Path) -> None:

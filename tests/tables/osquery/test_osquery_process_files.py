@@ -15,13 +15,15 @@ import pytest
 from asking import ask
 from children import child, fork, without_main_thread
 from osquery_rows import selected
+from scratch_host import select_with_errors
 from waiting import until_sync
 
 from zeek_agent.config import AccessSettings
 from zeek_agent.contract import rows
 from zeek_agent.errors import AccessDeniedError
 from zeek_agent.host.linux import pipes
-from zeek_agent.host.linux.pipes import pipe_ends
+from zeek_agent.host.linux.pipes import PipeEnd, PipeEnds, pipe_ends
+from zeek_agent.tables.osquery import process_files
 from zeek_agent.tables.osquery.process_files import (
     process_envs,
     process_memory_map,
@@ -153,16 +155,29 @@ def test_a_pipe_of_very_many_does_not_make_very_many_rows(monkeypatch: pytest.Mo
     assert len(found) == 3 + 11
 
 
-def test_very_many_ends_of_one_pipe_have_fewer_partners_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipes, "PAIRS_MAX", 100)
-    reading, writing = os.pipe()
-    inode = os.fstat(reading).st_ino
-    more = [os.dup(end) for end in (reading, writing) for _ in range(24)]
-    found = [row for row in ask(process_open_pipes, pid=os.getpid()) if row["inode"] == inode]
-    for descriptor in (reading, writing, *more):
-        os.close(descriptor)
-    assert len({row["fd"] for row in found}) == 50
-    assert len(found) == 100
+def test_a_process_with_very_many_ends_does_not_make_very_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipes, "PARTNERS_OF_PROCESS_MAX", 20)
+    ends = PipeEnds()
+    for number in range(10):
+        ends.add(PipeEnd(1, number, "rw", 5, 7))
+        ends.add(PipeEnd(2, number, "rw", 5, 8 + number % 5))
+    assert [len(ends.partners(end)) for end in ends.of([1])] == [2] * 10
+    assert [len(ends.partners(end)) for end in ends.of([2])] == [1] * 10
+
+
+def test_ends_that_cannot_be_partners_are_not_compared() -> None:
+    compared: list[PipeEnd] = []
+
+    class Compared(PipeEnd):
+        def __ne__(self, other: object) -> bool:
+            compared.append(self)
+            return tuple(self) != other
+
+    ends = PipeEnds()
+    for pid in range(100):
+        ends.add(Compared(pid, 3, "r", 5, 7))
+    assert [ends.partners(end) for end in ends.of(None)] == [[]] * 100
+    assert compared == []
 
 
 def test_a_process_with_very_many_pipes_is_shown_in_part_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,6 +261,19 @@ def test_hostile_environments_are_rows() -> None:
         ("PASSWORD", "***"),
         ("B", "1"),
     ]
+
+
+def test_very_many_variables_are_shown_in_part_but_found_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_files, "VARIABLES_MAX", 2)
+    with subprocess.Popen(["sleep", "60"], env={"A": "1", "B": "2", "C": "3"}) as process:
+        until_sync(Path(f"/proc/{process.pid}/environ").read_bytes)
+        sql = f"SELECT key, value FROM process_envs WHERE pid = {process.pid}"
+        found, errors = select_with_errors(sql, secrets_deny=())
+        named = select_with_errors(f"{sql} AND key = 'C'", secrets_deny=())
+        process.kill()
+    assert [row["key"] for row in found] == ["A", "B"]
+    assert any(f"process {process.pid} has more than 2 variables" in error for error in errors)
+    assert named == ([{"key": "C", "value": "3"}], [])
 
 
 def test_a_zombie_has_nothing_open() -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from osquery_rows import selected
 
 from zeek_agent.host.linux.unix_sockets import UnixSocket, list_unix_sockets, unix_sockets_from_proc
 from zeek_agent.tables.osquery.process_sockets import listening_ports, process_open_sockets
+from zeek_agent.text import from_bytes
 
 CLONE_NEWNET = 0x4000_0000
 NETNS = str(Path("/proc/self/ns/net").stat().st_ino)
@@ -313,3 +315,15 @@ def test_only_processes_that_are_asked_for_are_read() -> None:
     for table in (process_open_sockets, listening_ports):
         assert ask(table, pid=2**22 + 1) == []
         assert {row["pid"] for row in ask(table, pid=[os.getpid(), 2**22 + 1])} <= {os.getpid()}
+
+
+def test_names_with_line_breaks_are_complete_also_in_the_text_of_the_kernel() -> None:
+    names = (b"\0line\n\xff break\n", b"\0\n\n1: 2 3 4 5 6 7 x", b"\0blank \r\x0b end")
+    with ExitStack() as opened:
+        for name in names:
+            opened.enter_context(socket.socket(socket.AF_UNIX)).bind(name)
+        expected = {one.path for one in list_unix_sockets()}
+        assert {from_bytes(b"@" + name[1:]) for name in names} <= expected
+        assert {one.path for one in unix_sockets_from_proc("/proc/self/net")} >= {
+            from_bytes(b"@" + n[1:]) for n in names
+        }

@@ -123,6 +123,22 @@ async def test_connections_and_listening_ports_are_socket_events(database: Conta
     ]
 
 
+async def test_modes_of_files_have_four_digits(database: ContainedDatabase, store: EventStore) -> None:
+    store.append(
+        "files_events",
+        [
+            row("files_events", time=6.0, action="attributes", path=path, permissions=permissions)
+            for path, permissions in (("/setuid", "4755"), ("/none", "0"), ("/unknown", None))
+        ],
+    )
+    assert store.flush(10)
+    assert (await database.query("SELECT target_path, mode FROM file_events WHERE time = 6")).rows == [
+        ("/setuid", "4755"),
+        ("/none", "0000"),
+        ("/unknown", None),
+    ]
+
+
 async def test_changes_are_file_events(database: ContainedDatabase) -> None:
     assert (await database.query("SELECT action, target_path, mode, hashed, time FROM file_events")).rows == [
         ("CREATED", "/a", "0644", 0, 5),

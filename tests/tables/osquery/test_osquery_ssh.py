@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -359,6 +360,20 @@ def test_many_and_strange_files_of_one_user_hide_no_others(tmp_path: Path) -> No
         (7203, from_bytes(b"\xff\xfe")),
     ]
     assert len(authorized) == 4
+
+
+def test_a_long_block_with_many_options_ends_its_file_only(tmp_path: Path) -> None:
+    def scene() -> tuple[tuple[Rows, Sequence[str]], Rows]:
+        with_user()
+        (SSH / "config").write_text(f"Host {'x' * (1 << 20)}\n" + "User a\n" * 1_000)
+        give_to_user()
+        counted = "SELECT count(*) AS n FROM ssh_configs WHERE block != '' AND uid = "
+        return select_with_errors(f"{counted}{UID}"), select(f"{counted}0")
+
+    (rows, errors), system = on_scratch_host(scene, tmp_path)
+    assert rows == [{"n": 3}]
+    assert "characters in the column block" in errors[0]
+    assert system != [{"n": 0}]
 
 
 def test_a_worker_process_shows_the_same(tmp_path: Path) -> None:

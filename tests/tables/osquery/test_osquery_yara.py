@@ -139,6 +139,21 @@ async def test_a_source_of_rules_is_required(database: ContainedDatabase, place:
         assert f"{column} is not supported" in result.errors[0]
 
 
+@pytest.mark.parametrize("failure", [MemoryError, SystemError])
+def test_a_file_with_too_many_found_strings_is_a_file_that_cannot_be_scanned(
+    place: Path, failure: type[Exception]
+) -> None:
+    class Full:
+        def match(self, **_: object) -> None:
+            raise failure
+
+    rules = YaraRules("rule x { condition: true }")
+    rules._rules = Full()
+    (place / "many").write_bytes(b"x")
+    with FileIO(place / "many") as file, pytest.raises(YaraError, match="occur too often"):
+        rules.scan(OpenedFile(file, masks_keys=True), 1, 1.0)
+
+
 def test_without_the_library_the_error_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "yara", None)
     with pytest.raises(SqlError, match=r"pip install 'zeek-agent\[yara\]'"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import math
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -26,6 +28,7 @@ DEAD_PROCESS: Final = 8
 
 _RECORD: Final = struct.Struct("=hxxi32s4s32s256shhiii16s20x")
 RECORD_BYTES: Final = _RECORD.size
+_NO_RECORD: Final = bytes(RECORD_BYTES)
 _ROWS: Final = 10_000
 """Rows of a database that are read at a time."""
 _BUSY_MS: Final = 200
@@ -70,10 +73,26 @@ def read_utmp(file: Path = UTMP) -> list[AccountingRecord]:
 
 
 def accounting_records(file: Path) -> Iterator[AccountingRecord]:
-    """All records of utmp, wtmp or btmp, in the order of the file. Raises OSError."""
+    """All records of utmp, wtmp or btmp, in the order of the file, but those in holes of it. Raises OSError."""
     with file.open("rb") as stream:
         while len(raw := stream.read(RECORD_BYTES)) == RECORD_BYTES:
             yield parse_record(raw)
+            if raw == _NO_RECORD:
+                stream.seek(_next_record(stream.fileno(), stream.tell()))
+
+
+def _next_record(descriptor: int, position: int) -> int:
+    """The position of the first record from `position` on that is not in a hole; the end of the file without one."""
+    at = os.lseek(descriptor, 0, os.SEEK_CUR)
+    try:
+        found = os.lseek(descriptor, position, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return os.fstat(descriptor).st_size
+    finally:
+        os.lseek(descriptor, at, os.SEEK_SET)  # where the buffered reader expects it
+    return max(found - found % RECORD_BYTES, position)
 
 
 def address(text: str | None) -> str | None:

@@ -69,8 +69,9 @@ class LocalAccounts:
         self._read, self._uids, self._names = version, {}, {}
         for line in lines:
             fields = line.split(b":")
-            if len(fields) >= 4 and fields[2].isdigit() and not fields[0].startswith((b"+", b"-")):
-                name, uid = from_bytes(fields[0]), int(fields[2])
+            uid = _id(fields[2]) if len(fields) >= 4 else None
+            if uid is not None and not fields[0].startswith((b"+", b"-")):
+                name = from_bytes(fields[0])
                 if self._uids.setdefault(name, uid) == uid:
                     self._names[uid] = name if self._names.get(uid, name) == name else None
 
@@ -84,6 +85,7 @@ def names_by_id(file: Path) -> dict[int, str]:
     names: dict[int, str] = {}
     for line in lines:
         fields = line.split(b":")
-        if len(fields) >= 3 and fields[2].isdigit() and not fields[0].startswith((b"+", b"-")):
-            names.setdefault(int(fields[2]), from_bytes(fields[0]))
+        number = _id(fields[2]) if len(fields) >= 3 else None
+        if number is not None and not fields[0].startswith((b"+", b"-")):
+            names.setdefault(number, from_bytes(fields[0]))
     return names

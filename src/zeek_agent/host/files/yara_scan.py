@@ -62,6 +62,8 @@ class YaraRules:
         try:
             with _read(opened) if in_memory else _mapped(opened) as data:
                 matches = self._rules.match(data=data, timeout=max(int(seconds), 1), fast=True)
+        except (MemoryError, SystemError) as error:  # the latter if it runs out of memory while it makes the result
+            raise YaraError("its strings occur too often for the memory of a statement") from error
         except self._yara.TimeoutError as error:
             raise YaraError("not scanned within limits.file_time") from error
         except self._yara.Error as error:
@@ -77,6 +79,7 @@ def _library() -> Any:
             f"table yara_file: the Python package yara-python cannot be used: {error}; "
             "install it with: pip install 'zeek-agent[yara]'"
         ) from error
+    yara.set_config(max_match_data=1)  # found strings are copied, and only their offsets are needed
     return yara
 
 

@@ -78,6 +78,6 @@ def luks_cipher(descriptor: int) -> str:
     area = os.pread(descriptor, size - _LUKS2_BINARY_BYTES, _LUKS2_BINARY_BYTES)
     try:
         metadata = msgspec.json.decode(area.split(b"\0", 1)[0], type=_Metadata)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return ""
     return next((segment.encryption for segment in metadata.segments.values() if segment.type == "crypt"), "")

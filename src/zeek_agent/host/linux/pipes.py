@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Collection, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Final, NamedTuple
 
 from zeek_agent.host.files.statx import FOLLOW_WITHOUT_SYNC, status_at
@@ -17,8 +17,8 @@ from zeek_agent.host.linux.procfs import Procfs
 
 PARTNERS_MAX: Final = 100
 """Partners of one end that are shown: as many as may inherit a pipe could make a statement's result quadratic."""
-PAIRS_MAX: Final = 20_000
-"""Pairs of ends of one pipe that are shown; with more, fewer partners of each end are."""
+PARTNERS_OF_PROCESS_MAX: Final = 10_000
+"""Partners that are shown for one process, but at least one of each of its ends."""
 ENDS_MAX: Final = 4_096
 """Ends of one process that are read, four times as many as it may have open by default."""
 
@@ -45,11 +45,12 @@ class PipeEnds:
 
     def __init__(self) -> None:
         self._by_process: dict[int, list[PipeEnd]] = {}
-        self._by_pipe: dict[tuple[int, int], list[PipeEnd]] = {}
+        self._by_pipe: dict[tuple[int, int], dict[str, list[PipeEnd]]] = {}
+        """By device and inode number, and by mode."""
 
     def add(self, end: PipeEnd) -> None:
         self._by_process.setdefault(end.pid, []).append(end)
-        self._by_pipe.setdefault((end.device, end.inode), []).append(end)
+        self._by_pipe.setdefault((end.device, end.inode), {}).setdefault(end.mode, []).append(end)
 
     def of(self, pids: Collection[int] | None) -> Iterator[PipeEnd]:
         """The ends of these processes, or of all."""
@@ -60,8 +61,10 @@ class PipeEnds:
     def partners(self, end: PipeEnd) -> list[PipeEnd]:
         """The other ends of a pipe: those of another mode, and if this one is open for both, all others."""
         there = self._by_pipe[end.device, end.inode]
-        others = (other for other in there if other != end and (other.mode != end.mode or end.mode == "rw"))
-        return list(islice(others, max(min(PARTNERS_MAX, PAIRS_MAX // len(there)), 1)))
+        modes = (ends for mode, ends in there.items() if mode != end.mode or end.mode == "rw")
+        others = (other for other in chain.from_iterable(modes) if other != end)
+        most = max(min(PARTNERS_OF_PROCESS_MAX // len(self._by_process[end.pid]), PARTNERS_MAX), 1)
+        return list(islice(others, most))
 
 
 def pipe_ends(

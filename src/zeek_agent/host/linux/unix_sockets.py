@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,9 @@ _REQUEST: Final = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, _ALL_STATES, 0,
 _MESSAGE: Final = struct.Struct("=4xI8x")
 """`udiag_ino` of `struct unix_diag_msg`."""
 _NAME: Final = 0
+_LINE: Final = re.compile(
+    rb"[0-9a-f]{8,16}: [0-9A-F]{8} 0{8} [0-9A-F]{8} [0-9A-F]{4} [0-9A-F]{2} +([0-9]{1,20})(?: (.*))?", re.DOTALL
+)
 
 
 class UnixSocket(NamedTuple):
@@ -48,14 +52,22 @@ def unix_sockets_on(channel: socket.socket, directory: str) -> list[UnixSocket]:
 
 
 def unix_sockets_from_proc(directory: str) -> Iterator[UnixSocket]:
-    """The same from the file `unix` there, where a line break in a name looks like the end of a line. Raises OSError.
+    """The same from the file `unix` there. Raises OSError.
 
-    Fields: address, references, protocol, flags, type, state, inode, and the path, which may contain blanks.
+    Fields: address, references, protocol, flags, type, state, inode, and the path, which may contain any character. A
+    line after a line break in a path can be told from that of another socket unless it has the same format.
     """
-    for line in Path(directory, "unix").read_bytes().split(b"\n")[1:]:
-        fields = line.split(None, 7)
-        if len(fields) >= 7 and fields[0].endswith(b":") and fields[6].isdigit():
-            yield UnixSocket(int(fields[6]), from_bytes(fields[7]) if len(fields) > 7 else "")
+    inode, path = None, b""
+    for line in Path(directory, "unix").read_bytes().removesuffix(b"\n").split(b"\n")[1:]:
+        found = _LINE.fullmatch(line)
+        if found is None:
+            path += b"\n" + line
+            continue
+        if inode is not None:
+            yield UnixSocket(inode, from_bytes(path))
+        inode, path = int(found[1]), found[2] or b""
+    if inode is not None:
+        yield UnixSocket(inode, from_bytes(path))
 
 
 def _parsed(bodies: Iterable[bytes]) -> list[UnixSocket]:

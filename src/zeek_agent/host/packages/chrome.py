@@ -18,14 +18,20 @@ import msgspec
 
 from zeek_agent.host.files.gate import Gate
 from zeek_agent.host.files.globbing import matching
+from zeek_agent.host.files.json_documents import JsonError, decoded
 from zeek_agent.host.files.portable import PortableGate
 from zeek_agent.host.files.reads import Omission
 from zeek_agent.host.files.whole import literal, read_whole
 from zeek_agent.text import from_os
 
 PREFERENCES: Final = ("Preferences", "Secure Preferences")
-_PREFERENCES_BYTES_MAX: Final = 64 << 20
-_MANIFEST_BYTES_MAX: Final = 4 << 20
+_PREFERENCES_BYTES_MAX: Final = 16 << 20
+_MANIFEST_BYTES_MAX: Final = 2 << 20
+"""In memory, a text can have four bytes for each of the file, and some are in several columns."""
+_REFERENCED_MAX: Final = 1_000
+"""Extensions that one file of preferences refers to, many times what people have."""
+_SETTING_CHARACTERS_MAX: Final = 4_096
+"""Longer texts in preferences are as good as none: no path is so long."""
 _LOCALIZED: Final = "__MSG_"
 _TEXTS: Final = ("name", "version", "description", "default_locale", "current_locale", "update_url", "author", "key")
 _SECONDS_1601_TO_1970: Final = 11_644_473_600
@@ -96,13 +102,10 @@ class _Profile:
         self._gate = gate
         self._path = path
         self._check = check
-        preferences = [self._json(f"{path}/{name}", _PREFERENCES_BYTES_MAX) for name in PREFERENCES]
-        names = (_text(_member(one, "profile"), "name") for one in preferences)
-        self._name = next((name for name in names if name), "")
+        self._name = ""
         self._settings: dict[str, Setting] = {}
-        for one in preferences:
-            for referenced, setting in self._referenced(_member(one, "extensions")):
-                self._settings.setdefault(referenced, setting)
+        for name in PREFERENCES:
+            self._read_preferences(f"{path}/{name}")
 
     def extensions(self) -> Iterator[ChromeExtension]:
         installed = matching(
@@ -115,15 +118,25 @@ class _Profile:
             if found is not None:
                 yield found
 
+    def _read_preferences(self, path: str) -> None:
+        """Add what a file of preferences says to what those before it do; the rest is not kept."""
+        preferences = self._json(path, _PREFERENCES_BYTES_MAX)
+        self._name = self._name or _setting_text(_member(preferences, "profile"), "name")
+        for number, (place, setting) in enumerate(self._referenced(_member(preferences, "extensions"))):
+            if number == _REFERENCED_MAX:
+                self._gate.reads.leave_out(Omission.TRUNCATED, path, f"more than {_REFERENCED_MAX} extensions")
+                return
+            self._settings.setdefault(place, setting)
+
     def _referenced(self, extensions: Any) -> Iterator[tuple[str, Setting]]:
         """Extensions by directory; relative ones are those of the profile."""
         settings = _member(extensions, "settings") or _member(extensions, "opsettings")
         for identifier, one in settings.items() if isinstance(settings, dict) else ():
-            path = _member(one, "path")
-            if isinstance(path, str) and path and "\0" not in path:
+            path = _setting_text(one, "path") if isinstance(_member(one, "path"), str) else ""
+            if path and "\0" not in path and len(identifier) <= _SETTING_CHARACTERS_MAX:
                 place = posixpath.normpath(posixpath.join(self._path, "Extensions", path))
-                installed = _text(one, "install_time") or _text(one, "first_install_time")
-                yield place, Setting(identifier, _state(one), _text(one, "from_webstore"), installed)
+                installed = _setting_text(one, "install_time") or _setting_text(one, "first_install_time")
+                yield place, Setting(identifier, _state(one), _setting_text(one, "from_webstore"), installed)
 
     def _extension(self, place: str) -> ChromeExtension | None:
         content = self._content(f"{place}/manifest.json", _MANIFEST_BYTES_MAX)
@@ -174,9 +187,9 @@ class _Profile:
 
     def _decoded(self, path: str, content: bytes) -> Any:
         try:
-            return msgspec.json.decode(content.removeprefix(b"\xef\xbb\xbf"))
-        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
-            self._gate.reads.leave_out(Omission.SKIPPED, path, "not JSON")
+            return decoded(content)
+        except JsonError as error:
+            self._gate.reads.leave_out(Omission.SKIPPED, path, str(error))
             return None
 
 
@@ -185,7 +198,7 @@ def _state(setting: Any) -> str:
     reasons = _member(setting, "disable_reasons")
     if isinstance(reasons, list) and "state" not in setting:
         return "0" if reasons else "1"
-    return _text(setting, "state")
+    return _setting_text(setting, "state")
 
 
 def _member(value: Any, name: str) -> Any:
@@ -195,6 +208,11 @@ def _member(value: Any, name: str) -> Any:
 def _text(value: Any, name: str) -> str:
     """A member as text; empty for a member that there is not, or that is an array or an object."""
     return _as_text(_member(value, name)) if isinstance(value, dict) and name in value else ""
+
+
+def _setting_text(value: Any, name: str) -> str:
+    text = _text(value, name)
+    return text if len(text) <= _SETTING_CHARACTERS_MAX else ""
 
 
 def _as_text(value: Any) -> str:

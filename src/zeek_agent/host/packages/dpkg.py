@@ -24,7 +24,7 @@ _FIELD: Final = re.compile(
     rb"^(package|version|architecture|status|priority|section|source|installed-size|maintainer):[ \t]*([^\n]*)",
     re.IGNORECASE | re.MULTILINE,
 )
-_EPOCH: Final = re.compile(rb"\s*0*([0-9]*):")
+_EPOCH: Final = re.compile(rb"\s*+0*+([0-9]*+):")
 _SIZE: Final = re.compile(rb"[0-9]{1,18}")
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-import msgspec
+from zeek_agent.host.files.json_documents import JsonError, decoded
 
-LIST_BYTES_MAX: Final = 16 << 20
+LIST_BYTES_MAX: Final = 4 << 20
+"""Ten times the size of long lists. In memory, a text can have four bytes for each of the file."""
 _DISABLED: Final = ("softDisabled", "softDisable", "appDisabled", "userDisabled")
 _INT64: Final = range(-(2**63), 2**63)
 
@@ -94,9 +95,9 @@ def addons(content: bytes) -> Iterator[Addon]:
 
 def _decoded(content: bytes) -> Any:
     try:
-        return msgspec.json.decode(content)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise ExtensionListError(f"the list of extensions is not JSON: {error}") from error
+        return decoded(content)
+    except JsonError as error:
+        raise ExtensionListError(f"the list of extensions cannot be read: {error}") from error
 
 
 def _objects(entries: Any) -> Iterator[Mapping[str, Any]]:

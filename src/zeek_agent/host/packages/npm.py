@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
-import msgspec
-
 from zeek_agent.host.files.file_rules import RefusedError
 from zeek_agent.host.files.gate import Gate
 from zeek_agent.host.files.globbing import matching
+from zeek_agent.host.files.json_documents import JsonError, decoded
 from zeek_agent.host.files.portable import PortableGate
 from zeek_agent.host.files.whole import literal, read_whole
 from zeek_agent.text import from_os
@@ -69,8 +68,8 @@ def _identity(gate: Gate | PortableGate, directory: str) -> tuple[int, int] | No
 
 def _package(content: bytes | None, name: str, path: str, depth: int) -> NodePackage:
     try:
-        manifest = msgspec.json.decode(content) if content is not None else None
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        manifest = decoded(content) if content is not None else None
+    except JsonError:
         manifest = None
     if not isinstance(manifest, dict):
         return NodePackage(from_os(name), *(None,) * 5, from_os(path), depth)

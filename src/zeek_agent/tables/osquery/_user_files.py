@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from time import thread_time
 from typing import Final, TypeVar
 
 from zeek_agent.access import ShownFiles
 from zeek_agent.host.accounts.local_accounts import local_accounts
 from zeek_agent.host.accounts.name_service import Account
+from zeek_agent.host.files.gate import Gate
 from zeek_agent.host.files.globbing import Match, matching, open_gate
+from zeek_agent.host.files.portable import PortableGate
 from zeek_agent.host.files.reads import FileReads, Omission
 from zeek_agent.host.files.whole import literal
 from zeek_agent.table import Constraints
@@ -18,6 +22,8 @@ from zeek_agent.text import to_bytes
 T = TypeVar("T")
 FILES_MAX: Final = 1_000
 """Files of one kind in one user's directory, many times what people have."""
+SECONDS_MAX: Final = 1.0
+"""Processor time for the files of one user, which suffices for thousands."""
 
 
 def user_files(wanted: Constraints, *patterns: str, shown: ShownFiles | None = None) -> Iterator[tuple[Account, Match]]:
@@ -29,10 +35,39 @@ def user_files(wanted: Constraints, *patterns: str, shown: ShownFiles | None = N
     context = wanted.context
     gate = open_gate(context.access, context.reads, wanted.check, shown)
     for account, home in wanted_homes(wanted):
-        for pattern in patterns:
-            place = f"{literal(home)}/{pattern}"
-            found = matching(gate, place, wanted.check, explain=False)
-            yield from ((account, match) for match in limited(found, place, context.reads))
+        for match in in_time(wanted, home, partial(_matching, gate, home, patterns)):
+            yield account, match
+
+
+def _matching(
+    gate: Gate | PortableGate, home: str, patterns: Iterable[str], check: Callable[[], None]
+) -> Iterator[Match]:
+    for pattern in patterns:
+        place = f"{literal(home)}/{pattern}"
+        yield from limited(matching(gate, place, check, explain=False), place, gate.reads)
+
+
+class _TimeUsedUpError(Exception):
+    pass
+
+
+def in_time(wanted: Constraints, home: str, search: Callable[[Callable[[], None]], Iterable[T]]) -> Iterator[T]:
+    """What a search finds in a home directory until it has used up `SECONDS_MAX`, so that it hides no other user's.
+
+    `search` gets a function to call in long loops. `reads` count what is left out.
+    """
+    begun = thread_time()
+
+    def check() -> None:
+        wanted.check()
+        if thread_time() - begun > SECONDS_MAX:
+            raise _TimeUsedUpError
+
+    try:
+        yield from search(check)
+    except _TimeUsedUpError:
+        cause = f"took more than {SECONDS_MAX:.0f} s of processor time"
+        wanted.context.reads.leave_out(Omission.TRUNCATED, home, cause)
 
 
 def wanted_homes(wanted: Constraints) -> Iterator[tuple[Account, str]]:

@@ -41,7 +41,7 @@ users = osquery_table(
         Column("description", "text", "GECOS field"),
         Column("directory", "text", "home directory"),
         Column("shell", "text", "login shell"),
-        Column("uuid", "text", "always empty on Linux"),
+        Column("uuid", "text", "always empty on Linux", collation="nocase"),
         WITHOUT_NAMESPACES,
         Column("include_remote", "int", "set to 1 in a query: include accounts of directory services", hidden=True),
     ],

@@ -29,6 +29,7 @@ time_of_day = osquery_table(
         Column("timestamp", "text", "as by asctime(3), such as `Sun Nov 29 09:00:00 2026 UTC`"),
         Column("datetime", "text", "ISO 8601, such as `2026-11-29T09:00:00Z`"),
         Column("iso_8601", "text", "the same as `datetime`"),
+        Column("date_time", "text", "the same as `datetime`", hidden=True),
     ],
     foreign="win_timestamp:int",
     examples=["SELECT unix_time, iso_8601 FROM time"],
@@ -66,6 +67,7 @@ def now(wanted: Constraints) -> Iterator[Row]:
         time.localtime(seconds).tm_zone,
         seconds,
         f"{time.asctime(at)} UTC",
+        iso,
         iso,
         iso,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, Final
 
 from zeek_agent.access import ShownFiles
@@ -13,7 +14,7 @@ from zeek_agent.host.files.whole import read_whole
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints
 from zeek_agent.tables.osquery._declaration import osquery_table
-from zeek_agent.tables.osquery._user_files import user_files, wanted_homes
+from zeek_agent.tables.osquery._user_files import in_time, user_files, wanted_homes
 
 _OF_ALL_USERS: Final = "of all accounts in `/etc/passwd`, or of those that `uid` names"
 _EDITORS: Final = {
@@ -182,6 +183,7 @@ chrome_extensions = osquery_table(
         Column("install_timestamp", "int", "the same in seconds since 1970; 0 if it is unknown"),
         Column("manifest_json", "text", "the manifest as JSON without blanks", hidden=True),
         Column("key", "text", "public key in the manifest, in base64; null without one", hidden=True),
+        Column("locale", "text", "the same as `default_locale`", hidden=True),
     ],
     decisive=["uid"],
     opens_files=True,
@@ -194,43 +196,48 @@ chrome_extensions = osquery_table(
 
 @chrome_extensions.snapshot
 def of_chrome(wanted: Constraints) -> Iterator[Row]:
-    from zeek_agent.host.packages.chrome import Setting
+    from zeek_agent.host.packages.chrome import ChromeExtension, Setting
     from zeek_agent.host.packages.chrome import chrome_extensions as extensions_in
 
     gate = open_gate(wanted.context.access, wanted.context.reads, wanted.check, _BROWSER_FILES)
-    for account, home in wanted_homes(wanted):
+
+    def search(home: str, check: Callable[[], None]) -> Iterator[tuple[str, ChromeExtension]]:
         for directory, browser in _BROWSERS.items():
-            for found in extensions_in(gate, f"{home}/{directory}", wanted.check):
-                texts, setting = found.texts, found.setting or Setting()
-                yield (
-                    browser,
-                    account.uid,
-                    texts["name"],
-                    found.profile,
-                    found.profile_path,
-                    setting.identifier,
-                    found.identifier,
-                    texts["version"],
-                    texts["description"],
-                    texts["default_locale"],
-                    texts["current_locale"],
-                    texts["update_url"],
-                    texts["author"],
-                    int(found.persistent),
-                    found.path,
-                    found.permissions,
-                    found.permissions_json,
-                    found.optional_permissions,
-                    found.optional_permissions_json,
-                    found.manifest_hash,
-                    int(found.setting is not None),
-                    setting.from_webstore,
-                    setting.state,
-                    setting.install_time,
-                    setting.installed_at,
-                    found.manifest_json,
-                    texts["key"] or None,
-                )
+            yield from ((browser, found) for found in extensions_in(gate, f"{home}/{directory}", check))
+
+    for account, home in wanted_homes(wanted):
+        for browser, found in in_time(wanted, home, partial(search, home)):
+            texts, setting = found.texts, found.setting or Setting()
+            yield (
+                browser,
+                account.uid,
+                texts["name"],
+                found.profile,
+                found.profile_path,
+                setting.identifier,
+                found.identifier,
+                texts["version"],
+                texts["description"],
+                texts["default_locale"],
+                texts["current_locale"],
+                texts["update_url"],
+                texts["author"],
+                int(found.persistent),
+                found.path,
+                found.permissions,
+                found.permissions_json,
+                found.optional_permissions,
+                found.optional_permissions_json,
+                found.manifest_hash,
+                int(found.setting is not None),
+                setting.from_webstore,
+                setting.state,
+                setting.install_time,
+                setting.installed_at,
+                found.manifest_json,
+                texts["key"] or None,
+                texts["default_locale"],
+            )
 
 
 TABLES = (vscode_extensions, firefox_addons, chrome_extensions)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from zeek_agent.access import ShownFiles
 from zeek_agent.host.files.whole import literal
@@ -12,13 +14,16 @@ from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints
 from zeek_agent.tables.osquery._declaration import WITHOUT_NAMESPACES, osquery_table
 from zeek_agent.tables.osquery._paths import NAMESPACE_COLUMNS
-from zeek_agent.tables.osquery._user_files import wanted_homes
+from zeek_agent.tables.osquery._user_files import in_time, wanted_homes
 from zeek_agent.text import from_os, to_bytes
 
 if TYPE_CHECKING:
     from zeek_agent.host.files.gate import Gate
     from zeek_agent.host.files.portable import PortableGate
+    from zeek_agent.host.packages.npm import NodePackage
+    from zeek_agent.host.packages.python import PythonPackage
 
+_Sites: TypeAlias = "Callable[[Gate | PortableGate, Callable[[], None]], Iterable[tuple[str, str]]]"
 PYTHON_SITES: Final = (
     *(f"{place}/python*/{name}-packages" for place in ("/usr/lib", "/usr/local/lib") for name in ("dist", "site")),
     *(f"{place}/python*/site-packages" for place in ("/usr/lib64", "/usr/local/lib64")),
@@ -37,10 +42,13 @@ _PYTHON_LIBRARIES: Final = (
     *(f"{name}/lib/python*" for name in ("miniforge3", "miniconda3", "anaconda3", "mambaforge")),
 )
 NODE_SITES: Final = (
-    *("/usr/lib", "/usr/local/lib", "/home/*/.npm-global/lib", "/home/*/.nvm/versions/node/*/lib"),
-    *("/home/*/.asdf/installs/nodejs/*/lib", "/home/*/.local/share/fnm/node-versions/*/installation/lib"),
-    *("/home/*/.local/share/mise/installs/node/*/lib", "/home/*/.volta/tools/image/node/*/lib"),
+    *(".npm-global/lib", ".nvm/versions/node/*/lib", ".asdf/installs/nodejs/*/lib"),
+    *(".local/share/fnm/node-versions/*/installation/lib", ".local/share/mise/installs/node/*/lib"),
+    ".volta/tools/image/node/*/lib",
 )
+"""Directories of homes."""
+NODE_SITES_OF_SYSTEM: Final = ("/usr/lib", "/usr/local/lib")
+HOMES: Final = "/home/*"
 NODE_DEPTH_MAX: Final = 100
 _PYTHON_METADATA: Final = ShownFiles(("/**/*.dist-info/METADATA", "/**/*.egg-info/PKG-INFO"))
 _NODE_MANIFESTS: Final = ShownFiles(("/**/node_modules/**/package.json",))
@@ -79,8 +87,14 @@ def python(wanted: Constraints) -> Iterator[Row]:
     from zeek_agent.host.packages.python import python_packages as packages_in
 
     gate = open_gate(wanted.context.access, wanted.context.reads, wanted.check, _PYTHON_METADATA)
-    for uid, directory, where in _python_sites(gate, wanted):
-        for package in packages_in(gate, directory, where, wanted.check):
+
+    def search(sites: _Sites, check: Callable[[], None]) -> Iterator[tuple[str, PythonPackage]]:
+        for directory, where in sites(gate, check):
+            yield from ((directory, package) for package in packages_in(gate, directory, where, check))
+
+    for uid, home, sites in _python_sites(wanted):
+        found = search(sites, wanted.check) if home is None else in_time(wanted, home, partial(search, sites))
+        for directory, package in found:
             yield (
                 package.name,
                 uid,
@@ -94,25 +108,31 @@ def python(wanted: Constraints) -> Iterator[Row]:
             )
 
 
-def _python_sites(gate: Gate | PortableGate, wanted: Constraints) -> Iterator[tuple[int, str, str]]:
-    """Uids with directories, and patterns of those below them that have packages.
+def _python_sites(wanted: Constraints) -> Iterator[tuple[int, str | None, _Sites]]:
+    """Uids, each with a home directory if it is a user's, and a search for directories.
 
-    Only in a directory that the statement names, packages are searched everywhere: elsewhere these would be copies
-    inside of other packages, among ten thousands of directories.
+    The search yields patterns of directories below each that have packages. Only in a directory that the statement
+    names, packages are searched everywhere: elsewhere these would be copies inside of other packages, among ten
+    thousands of directories.
     """
     directories = _asked_directories(wanted)
     if directories is not None:
-        yield from ((0, directory, "**/") for directory in directories)
+        yield 0, None, lambda gate, check: ((directory, "**/") for directory in directories)
         return
     uids = wanted.integers("uid")
     if uids is None or 0 in uids:
-        yield from ((0, directory, "") for directory in _directories(gate, PYTHON_SITES, wanted))
+        yield 0, None, lambda gate, check: ((found, "") for found in _directories(gate, PYTHON_SITES, check))
     for account, home in wanted_homes(wanted):
-        uid, place = account.uid, literal(home)
-        environments = [f"{place}/{name}/*/lib/python*/site-packages" for name in _PYTHON_VERSIONS]
-        yield from ((uid, directory, "") for directory in _directories(gate, environments, wanted))
-        libraries = [f"{place}/{name}" for name in _PYTHON_LIBRARIES]
-        yield from ((uid, directory, "*/") for directory in _directories(gate, libraries, wanted))
+        yield account.uid, home, partial(_python_sites_of_user, literal(home))
+
+
+def _python_sites_of_user(
+    place: str, gate: Gate | PortableGate, check: Callable[[], None]
+) -> Iterator[tuple[str, str]]:
+    environments = [f"{place}/{name}/*/lib/python*/site-packages" for name in _PYTHON_VERSIONS]
+    yield from ((directory, "") for directory in _directories(gate, environments, check))
+    libraries = [f"{place}/{name}" for name in _PYTHON_LIBRARIES]
+    yield from ((directory, "*/") for directory in _directories(gate, libraries, check))
 
 
 npm_packages = osquery_table(
@@ -150,15 +170,29 @@ def node(wanted: Constraints) -> Iterator[Row]:
     from zeek_agent.host.packages.npm import node_packages
 
     gate = open_gate(wanted.context.access, wanted.context.reads, wanted.check, _NODE_MANIFESTS)
-    directories = _asked_directories(wanted)
-    if directories is None:
-        directories = list(_directories(gate, NODE_SITES, wanted))
+
+    def search(
+        patterns: Iterable[str] | None, depth: int, check: Callable[[], None]
+    ) -> Iterator[tuple[str, NodePackage]]:
+        asked = _asked_directories(wanted) or ()
+        for directory in asked if patterns is None else _directories(gate, patterns, check):
+            yield from ((directory, package) for package in node_packages(gate, directory, depth, check))
+
     for given in wanted.integers("max_depth") or [NODE_DEPTH_MAX]:
         depth = NODE_DEPTH_MAX if given == -1 else min(given, NODE_DEPTH_MAX)
-        for directory in directories:
-            for package in node_packages(gate, directory, depth, wanted.check):
-                *fields, found_depth = package
-                yield *fields, from_os(directory), found_depth, given, None, None
+        if _asked_directories(wanted) is not None:
+            found = search(None, depth, wanted.check)
+        else:
+            found = chain(
+                search(NODE_SITES_OF_SYSTEM, depth, wanted.check),
+                *(
+                    in_time(wanted, home, partial(search, [f"{literal(home)}/{site}" for site in NODE_SITES], depth))
+                    for home in (path.rstrip("/") for path in _directories(gate, [HOMES], wanted.check))
+                ),
+            )
+        for directory, package in found:
+            *fields, found_depth = package
+            yield *fields, from_os(directory), found_depth, given, None, None
 
 
 def _asked_directories(wanted: Constraints) -> list[str] | None:
@@ -169,13 +203,13 @@ def _asked_directories(wanted: Constraints) -> list[str] | None:
     return [os.fsdecode(to_bytes(one)) for one in sorted(map(str, asked)) if one.startswith("/")]
 
 
-def _directories(gate: Gate | PortableGate, patterns: Iterable[str], wanted: Constraints) -> Iterator[str]:
+def _directories(gate: Gate | PortableGate, patterns: Iterable[str], check: Callable[[], None]) -> Iterator[str]:
     """The directories that match, with a final slash, as osquery has them."""
     from zeek_agent.host.files.globbing import listing
     from zeek_agent.host.files.statx import FileStatus
 
     for pattern in patterns:
-        for path, status in listing(gate, pattern, wanted.check):
+        for path, status in listing(gate, pattern, check):
             if isinstance(status, FileStatus) and status.is_directory:
                 yield f"{path}/"
 

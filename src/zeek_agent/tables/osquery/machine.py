@@ -22,7 +22,7 @@ os_version = osquery_table(
     description="One row, from os-release(5) and, where they exist, /etc/redhat-release or /etc/gentoo-release.",
     columns=[
         Column("name", "text", "name of the distribution, such as `Debian GNU/Linux`"),
-        Column("version", "text", "version for people, such as `12 (bookworm)`"),
+        Column("version", "text", "version for people, such as `12 (bookworm)`", collation="version"),
         Column("major", "int", "first part of the version"),
         Column("minor", "int", "second part, or 0"),
         Column("patch", "int", "third part, or 0"),
@@ -46,7 +46,9 @@ system_info = osquery_table(
     description="One row. Columns about the hardware are null where the firmware does not describe it (SMBIOS).",
     columns=[
         Column("hostname", "text", "the host's name, with its domain if /etc/hosts has it"),
-        Column("uuid", "text", "the hardware's UUID, or one made of the agent's id where it has none"),
+        Column(
+            "uuid", "text", "the hardware's UUID, or one made of the agent's id where it has none", collation="nocase"
+        ),
         Column("cpu_type", "text", "architecture, such as `x86_64`"),
         Column("cpu_subtype", "text", "the processor's model number; 0 if the kernel does not tell"),
         Column("cpu_brand", "text", "name of the processor"),
@@ -75,7 +77,7 @@ kernel_info = osquery_table(
     "the running kernel",
     description="One row.",
     columns=[
-        Column("version", "text", "release, such as `6.1.0-18-amd64`"),
+        Column("version", "text", "release, such as `6.1.0-18-amd64`", collation="version"),
         Column("arguments", "text", "arguments that the kernel was booted with, without the following two"),
         Column("path", "text", "path of the kernel's image (BOOT_IMAGE)"),
         Column("device", "text", "device of the root file system (root)"),
@@ -110,7 +112,7 @@ platform_info = osquery_table(
     description="One row. Without SMBIOS, as in many virtual machines, the table is empty.",
     columns=[
         Column("vendor", "text", "vendor of the firmware"),
-        Column("version", "text", "version of the firmware"),
+        Column("version", "text", "version of the firmware", collation="version"),
         Column("date", "text", "release date of the firmware"),
         Column("revision", "text", "major and minor revision, such as `4.6`"),
         Column("extra", "text", "always empty"),

@@ -13,6 +13,7 @@ from zeek_agent.text import from_bytes
 etc_hosts = osquery_table(
     "etc_hosts",
     "names of hosts in `/etc/hosts`",
+    aliases=("hosts",),
     description="One row per line with an address.",
     columns=[
         Column("address", "text", "the address as it is written"),

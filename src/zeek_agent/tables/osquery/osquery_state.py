@@ -27,10 +27,10 @@ osquery_info = osquery_table(
     description="One row. `version` is the release of osquery whose tables the agent has; its own is in `zeek_agent`.",
     columns=[
         Column("pid", "int", "the agent's main process"),
-        Column("uuid", "text", "as in `system_info`"),
+        Column("uuid", "text", "as in `system_info`", collation="nocase"),
         Column("instance_id", "text", "id of this run of the agent"),
-        Column("version", "text", f"always `{DIALECT}`"),
-        Column("config_hash", "text", "always empty"),
+        Column("version", "text", f"always `{DIALECT}`", collation="version"),
+        Column("config_hash", "text", "always empty", collation="nocase"),
         Column("config_valid", "int", "always 1: the agent does not start with an invalid configuration"),
         Column("extensions", "text", "always `inactive`"),
         Column("build_platform", "text", "always `linux`"),
@@ -78,6 +78,7 @@ osquery_schedule = osquery_table(
         Column("last_system_time", "int", _UNKNOWN),
         Column("average_memory", "int", _UNKNOWN),
         Column("last_memory", "int", _UNKNOWN),
+        Column("blacklisted", "int", "the same as `denylisted`", hidden=True),
     ],
     examples=["SELECT name, interval, executions, denylisted FROM osquery_schedule"],
 )
@@ -87,7 +88,8 @@ osquery_packs = osquery_table(
     "packs of osquery that the agent runs",
     description="Always empty: queries that come from a pack are in `osquery_schedule`.",
     columns=[
-        *(Column(name, "text", _NEVER) for name in ("name", "platform", "version")),
+        *(Column(name, "text", _NEVER) for name in ("name", "platform")),
+        Column("version", "text", _NEVER, collation="version"),
         *(Column(name, "int", _NEVER) for name in ("shard", "discovery_cache_hits", "discovery_executions", "active")),
     ],
     examples=["SELECT name, active FROM osquery_packs"],
@@ -118,7 +120,9 @@ osquery_extensions = osquery_table(
     description="Always empty.",
     columns=[
         Column("uuid", "int", _NEVER),
-        *(Column(name, "text", _NEVER) for name in ("name", "version", "sdk_version", "path", "type")),
+        Column("name", "text", _NEVER),
+        *(Column(name, "text", _NEVER, collation="version") for name in ("version", "sdk_version")),
+        *(Column(name, "text", _NEVER) for name in ("path", "type")),
     ],
     examples=["SELECT name FROM osquery_extensions"],
 )
@@ -175,17 +179,19 @@ def schedule(wanted: Constraints) -> Iterator[Row]:
         if query["schedule"] is None:
             continue
         duration, cpu = query["last_duration"], query["cpu"]
+        is_resting = int((query["resting_until"] or 0) > time.time())
         yield (
             query["id"],
             query["sql"],
             -int(-query["schedule"] // 1),
             query["runs"],
             int(query["last_run"] or 0),
-            int((query["resting_until"] or 0) > time.time()),
+            is_resting,
             *(None,) * 3,
             None if duration is None else round(duration * 1_000),
             None if cpu is None else round(cpu * 1_000),
             *(None,) * 5,
+            is_resting,
         )
 
 

@@ -29,7 +29,7 @@ apt_sources = osquery_table(
         Column("source", "text", "path of the file that configures it"),
         Column("base_uri", "text", "the URI"),
         Column("release", "text", "code name, from the release file like the rest"),
-        Column("version", "text", "version of the distribution"),
+        Column("version", "text", "version of the distribution", collation="version_dpkg"),
         Column("maintainer", "text", "origin"),
         Column("components", "text", "components that the repository has"),
         Column("architectures", "text", "architectures that it has"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Final
 
-from zeek_agent.host.linux.pipes import PARTNERS_MAX, pipe_ends
+from zeek_agent.host.linux.pipes import PARTNERS_MAX, PARTNERS_OF_PROCESS_MAX, pipe_ends
 from zeek_agent.host.linux.process_files import (
     DESCRIPTORS_PER_CHECK,
     ENVIRONMENT_BYTES_MAX,
@@ -20,6 +21,9 @@ from zeek_agent.table import Constraints
 from zeek_agent.tables.osquery._declaration import osquery_table
 from zeek_agent.tables.osquery.processes import asked_pids
 from zeek_agent.text import from_bytes, from_os
+
+VARIABLES_MAX: Final = 4_096
+"""Variables of one process, many times what programs need: an environment has room for a million."""
 
 process_open_files = osquery_table(
     "process_open_files",
@@ -44,7 +48,8 @@ process_open_pipes = osquery_table(
     "pipes that processes have open, and the processes at the other end",
     description=(
         "One row per open end of a pipe or FIFO and process at the other end, of which at most "
-        f"{PARTNERS_MAX} are shown. Without one, the columns of the partner are null."
+        f"{PARTNERS_MAX} are shown, and {PARTNERS_OF_PROCESS_MAX} for a process. Without one, the columns of the "
+        "partner are null."
     ),
     columns=[
         Column("pid", "int", "process id"),
@@ -85,7 +90,7 @@ process_envs = osquery_table(
     "process_envs",
     "environment variables of processes",
     description=(
-        "One row per variable that a process was started with. By default "
+        f"One row per variable that a process was started with, at most {VARIABLES_MAX} of one process. By default "
         "[`access.secrets_deny`](configuration.md#access) denies the table, because many secrets are passed in "
         "variables; the values of those that are known to hold one are `***`."
     ),
@@ -151,13 +156,18 @@ def mapped(wanted: Constraints) -> Iterator[Row]:
 @process_envs.snapshot
 def variables(wanted: Constraints) -> Iterator[Row]:
     masker = wanted.context.access.masker
+    asked = wanted.equal("key")
     for pid in asked_pids(wanted):
         entries, is_all = environment(wanted.context.proc, pid)
         if not is_all:
             wanted.report(f"process {pid} has an environment of more than {ENVIRONMENT_BYTES_MAX} bytes")
-        for entry in entries:
+        named = ((from_bytes(entry.partition(b"=")[0]), entry) for entry in entries)
+        found = ((name, entry) for name, entry in named if asked is None or name in asked)
+        for number, (name, entry) in enumerate(found):
             wanted.check()
-            name = from_bytes(entry.partition(b"=")[0])
+            if number == VARIABLES_MAX:
+                wanted.report(f"process {pid} has more than {VARIABLES_MAX} variables, of which the first are shown")
+                break
             yield pid, name, _masked_value(name, entry, masker) if wanted.needs("value") else None
 
 

@@ -120,7 +120,7 @@ file_events = osquery_events(
         (Column("inode", "int", "inode number"), "inode"),
         (Column("uid", "int", _UNKNOWN), "NULL"),
         (Column("gid", "int", _UNKNOWN), "NULL"),
-        (Column("mode", "text", "permissions in octal, such as `0644`"), "'0' || permissions"),
+        (Column("mode", "text", "permissions in octal, such as `0644`"), "substr('000' || permissions, -4)"),
         (Column("size", "int", "size in bytes"), "size"),
         *((Column(name, "int", _UNKNOWN), "NULL") for name in ("atime", "mtime", "ctime")),
         (Column("md5", "text", _UNKNOWN), "NULL"),

@@ -24,6 +24,8 @@ _KNOWN_HOSTS: Final = ShownFiles(("/**/.ssh/known_hosts",))
 _CONFIG: Final = ShownFiles(("/**/.ssh/config",))
 _SYSTEM_CONFIG: Final = "/etc/ssh/ssh_config"
 _USUAL_KEY_NAME: Final = "id_"
+_BLOCK_CHARACTERS_MAX: Final = 4 << 20
+"""Characters of `block` in the rows of one file: each row repeats the line of its block."""
 _COMMANDS: Final = frozenset({b"knownhostscommand", b"localcommand", b"proxycommand", b"remotecommand", b"setenv"})
 """Options with a command line, or with environment variables, which may contain secrets."""
 _RESTRICTION: Final = re.compile(r'\b(command|environment)="', re.IGNORECASE)
@@ -174,14 +176,20 @@ def client_options(wanted: Constraints) -> Iterator[Row]:
 
 def _options_in(wanted: Constraints, uid: int, match: Match) -> Iterator[Row]:
     file, block = from_os(match.path), ""
+    left = _BLOCK_CHARACTERS_MAX
     for line in lines(match, wanted.context.reads, wanted.check):
         option = client_option(line)
         if option is not None:
             text = _masked(option, wanted.context.access.masker)
             if option.starts_block:
                 block = text
-            else:
-                yield uid, block, text, file
+                continue
+            left -= len(block)
+            if left < 0:
+                cause = f"more than {_BLOCK_CHARACTERS_MAX} characters in the column block"
+                wanted.context.reads.leave_out(Omission.TRUNCATED, match.path, cause)
+                return
+            yield uid, block, text, file
 
 
 def _masked(option: ClientOption, masker: Masker) -> str:
