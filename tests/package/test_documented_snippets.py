@@ -96,7 +96,8 @@ def test_statements_of_a_page_compile(page: Path) -> None:
         except UnknownTableError:
             assert page in (OSQUERY, OWN_TABLES), sql
         except AccessDeniedError as error:
-            assert "access.secrets_deny" in str(error), sql
+            if "access.secrets_deny" not in str(error):
+                raise
 
 
 @pytest.mark.parametrize("page", pages_with("toml"), ids=lambda page: page.name)
