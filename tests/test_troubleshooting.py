@@ -73,6 +73,7 @@ RELAYED: Final = {
     "database/sql_connection.py: self.missing",
     "events/conversions.py: 'negative'",  # a part of others
     "host/files/gate.py: cause",  # of hazards.py
+    "host/files/key_properties.py: 'truncated'",  # a part of others
     "host/files/reads.py: omission.value",
     "host/programs.py: ctypes.get_errno()",
     "host/programs.py: f'{program} {how}'",

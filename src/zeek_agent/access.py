@@ -86,7 +86,8 @@ class AccessPolicy:
         self._tables_allow = settings.tables_allow
         self._tables_deny = settings.tables_deny
         self._secrets_deny = tuple(rule for rule in settings.secrets_deny if "." not in rule)
-        self._columns_deny = settings.columns_deny + tuple(rule for rule in settings.secrets_deny if "." in rule)
+        columns = settings.columns_deny + tuple(rule for rule in settings.secrets_deny if "." in rule)
+        self._columns_deny = re.compile("|".join(map(fnmatch.translate, columns))) if columns else None
         self._paths_allow = _PathRules(settings.paths_allow)
         self._paths_deny = _PathRules(settings.paths_deny)
         self._files_allow = _PathRules(settings.files_allow)
@@ -123,12 +124,13 @@ class AccessPolicy:
 
         The sequence number of events is not among them: deliveries are counted by it.
         """
-        names = (table, *aliases)
+        if self._columns_deny is None:
+            return frozenset()
+        denies, names = self._columns_deny.match, (table, *aliases)
         return frozenset(
             column
             for column in columns
-            if column != SEQUENCE.name
-            and any(fnmatch.fnmatchcase(f"{name}.{column}", glob) for name in names for glob in self._columns_deny)
+            if column != SEQUENCE.name and any(denies(f"{name}.{column}") for name in names)
         )
 
     def refused_privilege(self, table: str, privileges: Privileges) -> str | None:

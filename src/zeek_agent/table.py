@@ -126,6 +126,7 @@ class Constraints:
 
 
 Snapshot: TypeAlias = Callable[[Constraints], Iterable[Row]]
+Completion: TypeAlias = Callable[[Iterable[Row], Constraints], Iterable[Row]]
 
 
 class Table:
@@ -186,6 +187,7 @@ class Table:
         if kind == "events" and any(column.collation for column in self.columns):
             raise ValueError(f"table {name}: only a column of a snapshot table may have a collation")
         self._snapshot: Snapshot | None = None
+        self._completion: Completion | None = None
         names = [column.name for column in self.columns] + [parameter.column for parameter in self.parameters]
         if len(set(names)) != len(names):
             raise ValueError(f"table {name}: a column is declared twice")
@@ -200,6 +202,16 @@ class Table:
         if self._snapshot is None:
             raise LookupError(f"table {self.name} has no snapshot")
         return iter(self._snapshot(wanted))
+
+    def completion(self, function: Completion) -> Completion:
+        """Decorator: `function` fills in cells that a table with privileges cannot, because its helper may not read
+        other users' processes. It runs in the process of the statement."""
+        self._completion = function
+        return function
+
+    def completed(self, rows: Iterable[Row], wanted: Constraints) -> Iterable[Row]:
+        """The rows of `rows`, from this process or a helper, with all cells."""
+        return rows if self._completion is None else self._completion(rows, wanted)
 
     def column(self, name: str) -> Column:
         """The column of that name; KeyError when there is none."""

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import collector_program
+import collector_child
 import pytest
 from children import exit_code, fork
 from lockdown import MACHINE
@@ -37,7 +37,7 @@ from zeek_agent.destination import PATH
 from zeek_agent.errors import ZeekAgentError
 from zeek_agent.zeek.protocol import ZeekHello
 
-PROGRAM = collector_program.__file__
+PROGRAM = collector_child.__file__
 URL = f"ws://localhost{PATH}"
 READY = Ready(Protections(WorkerClass.COLLECTOR, 1, 1, (), (), (), no_new_privileges=True, seccomp=2, landlock_abi=7))
 
@@ -75,7 +75,7 @@ class Starter:
 
 
 class Program(Starter):
-    """Starts processes of the collector, in one of the variants of `collector_program`."""
+    """Starts processes of the collector, in one of the variants of `collector_child`."""
 
     def __init__(self, traces: Path, *arguments: str) -> None:
         super().__init__(lambda *_: None)

@@ -344,8 +344,8 @@ sql = "SELECT name, uid, gid FROM ext_inventory"
 
 [[queries]]
 log = "users"
-sql = "SELECT name, uid, gid FROM rpm_packages"
-requires_tables = ["rpm_packages"]
+sql = "SELECT name, uid, gid FROM ext_packages"
+requires_tables = ["ext_packages"]
 
 [[queries]]
 log = "users"

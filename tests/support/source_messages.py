@@ -18,6 +18,7 @@ PASSED_ON_BY: Final = {"clipped", "escaped", "visible", "str"}
 """Functions that return the text that they are given."""
 TO_ZEEK: Final = {"_post_error", "error_frame"}
 """Functions that report an error to Zeek."""
+LEVELS: Final = {"'WARNING'", "'ERROR'"}
 SHOWN: Final = {"last_error", "notice", "failure", "warning", "collector_error", "missing", "requirement"}
 """Attributes whose text `status`, `doctor` and tables show."""
 RETURNING: Final = {"probe", "shortcoming"}
@@ -98,6 +99,8 @@ class Source:
                 yield [first]
         elif name in TO_ZEEK:
             yield call.args
+        elif name == "report" and ast.unparse(call.args[0]) in LEVELS:  # to the collector's reporter.log
+            yield call.args[1:2]
         elif re.fullmatch(r"(?!Lookup)([A-Z]\w*)?(Error|Unavailable)", name):
             yield call.args[:2]  # an OSError has a number or a path before its text, or a path after it
 

@@ -153,7 +153,7 @@ async def test_subscribes_and_sends_a_hello_immediately() -> None:
     assert hello.named()["addresses"] == ("192.0.2.1", "fd00::1")
     assert hello.named()["uptime"] == 1.5
     assert len(hello.columns.data) == 12 + 1
-    assert hello.features == {"batches"}
+    assert hello.features == {"batches", "dialects"}
     assert hello.context.query_id is not None
     assert hello.context.query_id.startswith("agent_hello_")
     assert one.connection.status().reconnects == 0
@@ -363,7 +363,7 @@ async def test_a_query_with_fields_of_a_newer_zeek_is_accepted() -> None:
     record = protocol.query_record(query())
     longer = (
         record.removesuffix("]}")
-        + f",{broker_json.boolean(True)},{broker_json.address('192.0.2.1')},{broker_json.NONE}]}}"
+        + f",{broker_json.NONE},{broker_json.boolean(True)},{broker_json.address('192.0.2.1')}]}}"
     )
     async with connected() as (_, client):
         arguments = (broker_json.string("zeek_1"), broker_json.string("q1"), longer)

@@ -209,8 +209,10 @@ def _distributions(query: OsqueryQuery, statements: Statements) -> list[str]:
     """The condition that the host has one of the distributions that the query is for."""
     if query.platforms.isdisjoint(_DISTRIBUTION_NAMES) or not query.platforms.isdisjoint({"linux", "posix"}):
         return []
-    names = ", ".join(f"'{DISTRIBUTIONS[one]}'" for one in sorted(query.platforms & _DISTRIBUTION_NAMES))
-    return [_exists(statements, f"SELECT 1 FROM os_version WHERE platform IN ({names}) OR platform_like IN ({names})")]
+    names = sorted({DISTRIBUTIONS[one] for one in query.platforms & _DISTRIBUTION_NAMES})
+    tests = " OR ".join(f"of LIKE '% {name} %'" for name in names)
+    given = "SELECT ' ' || ifnull(platform, '') || ' ' || ifnull(platform_like, '') || ' ' AS of FROM os_version"
+    return [_exists(statements, f"SELECT 1 FROM ({given}) WHERE {tests}")]
 
 
 def _word(name: str) -> str:

@@ -107,21 +107,23 @@ class Pack:
     decorators: tuple[Decorator, ...] = ()
 
 
-def load_all(names: Sequence[str], *, schedule: float | None = None) -> Pack:
+def load_all(names: Sequence[str], *, schedule: float | None = None, is_logged: bool = True) -> Pack:
     """The packs in all files that these paths and patterns name, as one; without any, the default pack.
 
-    `default` is the default pack, too. Raises UsageError as `load`, and for two logs of one name.
+    `default` is the default pack, too. What is left out of osquery's packs is logged, if `is_logged`. Raises
+    UsageError as `load`, and for two logs of one name.
     """
     if not names:
         return load(schedule=schedule)
     packs: dict[str, Pack] = {}
     for name in names:
         for path in [None] if name == DEFAULT_NAME else osquery_pack.expanded([name]):
-            packs.setdefault(pack_file.DEFAULT if path is None else str(path), load(path, schedule=schedule))
+            loaded = load(path, schedule=schedule, is_logged=is_logged)
+            packs.setdefault(pack_file.DEFAULT if path is None else str(path), loaded)
     return _merged(packs)
 
 
-def load(path: Path | None = None, *, schedule: float | None = None) -> Pack:
+def load(path: Path | None = None, *, schedule: float | None = None, is_logged: bool = True) -> Pack:
     """The pack in `path`, one of ours or of osquery, or the default one.
 
     `schedule` replaces that of all queries but event queries. Raises UsageError that names the file, the place in it
@@ -130,13 +132,15 @@ def load(path: Path | None = None, *, schedule: float | None = None) -> Pack:
     if path is None or not osquery_pack.is_osquery(path):
         file, origin = pack_file.load(path)
     else:
-        file, origin = _from_osquery(path), str(path)
+        found = osquery_queries.load(path)
+        file, origin = found.file, str(path)
+        if is_logged:
+            _log_omissions(path, found)
     return _checked(file, origin, schedule)
 
 
-def _from_osquery(path: Path) -> PackFile:
-    """The pack or configuration of osquery in the file. Logs what is left out of it."""
-    found = osquery_queries.load(path)
+def _log_omissions(path: Path, found: osquery_queries.Translated) -> None:
+    """Log what is left out of a pack of osquery, and what has no effect."""
     for notice in found.notices[:NOTICES_MAX]:
         log.warning("query pack %s: %s", path, notice)
     failed = [one for one in found.left_out if one.verdict is not Verdict.PLATFORM]
@@ -145,7 +149,6 @@ def _from_osquery(path: Path) -> PackFile:
     if found.left_out:
         notice = "query pack %s: %d queries, %d left out; `zeek-agent pack check` lists them"
         log.info(notice, path, len(found.file.queries), len(found.left_out))
-    return found.file
 
 
 def _merged(packs: Mapping[str, Pack]) -> Pack:

@@ -42,6 +42,7 @@ def all_problems(names: Sequence[str]) -> Iterator[PackProblem]:
         try:
             paths = [None] if name == pack.DEFAULT_NAME else osquery_pack.expanded([name])
         except UsageError as error:
+            found += 1
             yield PackProblem(str(error))
             continue
         for path in paths:
@@ -50,7 +51,7 @@ def all_problems(names: Sequence[str]) -> Iterator[PackProblem]:
                 yield problem
     if not found and len(names) > 1:
         try:
-            pack.load_all(names)
+            pack.load_all(names, is_logged=False)
         except UsageError as error:
             yield PackProblem(str(error))
 

@@ -312,8 +312,10 @@ class Collector:
         """Report once per connection that an agent does not get queries in a dialect."""
         if agent_id not in self._without_dialects:
             self._without_dialects.add(agent_id)
-            notice = "agent %s does not support dialects, and does not get the queries in that of %s"
-            self._intake.report("WARNING", notice % (agent_id, dialect))
+            self._intake.report(
+                "WARNING",
+                f"agent {agent_id} does not support dialects, and does not get the queries in that of {dialect}",
+            )
 
     @property
     def address(self) -> tuple[str, int]:

@@ -3,7 +3,8 @@
 Constraints with known values are part of the question. In a join, the values come from rows of other tables: they are
 collected while the statement runs, then fetched together, and the statement runs again (`StatementContext.defer`). A
 table that answers only by value (`LookupTable.required`), or in part without one (`decisive`), is asked in batches of
-values; any other one for a few values, or for all its rows when there are many.
+values; any other one for a few values, or for all its rows when there are many. For a table of this process that
+answers only by value, such as `hash`, the first values are looked up at once, so that a LIMIT spares the others.
 
 The question also names the columns that are read, and has a LIMIT if nothing else restricts the rows. A question to a
 `remote` table is a round trip, so its rows are kept for the statement; those of a local one are read as SQLite wants
@@ -15,9 +16,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import chain, islice
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -40,12 +41,15 @@ from zeek_agent.database.virtual_tables import (
     number_from,
 )
 from zeek_agent.errors import LimitError, SqlError
+from zeek_agent.privileges import NO_PRIVILEGES
 from zeek_agent.table import Bound, LookupTable
 
 KEYS_PER_LOOKUP: Final = 100
 """Values in one question, to bound the length of its statement."""
 COLLECTED_KEYS_MAX: Final = 20
 """Values of a join that are fetched by value; for more, fetching all rows is assumed to be faster."""
+EAGER_KEYS_MAX: Final = 100
+"""Values of a join for which a local table that requires one is asked at once, before others are collected."""
 KEYED_ROUNDS_MAX: Final = 1
 """How often collected values are fetched by value before all rows are, since more values may follow."""
 
@@ -103,18 +107,43 @@ def _parse_plan(plan: str) -> LookupPlan:
 
 
 class LookupModule:
-    """Module that creates the virtual table of such a table in one connection."""
+    """Module that creates the virtual table of such a table in one connection.
 
-    def __init__(self, statement: StatementContext, layout: Layout, table: LookupTable) -> None:
+    Everything about the columns is found when a statement names the table, because there may be hundreds of tables.
+    """
+
+    def __init__(self, statement: StatementContext, make_layout: Callable[[], Layout], table: LookupTable) -> None:
         self.statement = statement
-        self.layout = layout
         self.remote = table.remote
-        self.reading = TableModule(statement, layout, table.rows if table.remote else None)
+        self.is_eager = bool(table.required) and not table.remote and table.privileges == NO_PRIVILEGES
+        """Whether a question with one value costs little more than its rows."""
         self.opaque = table.opaque
-        self.required = {number for number, column in enumerate(layout.fields) if column.name in table.required}
-        self.decisive = {number for number, column in enumerate(layout.fields) if column.name in table.decisive}
-        names = " or ".join(sorted(table.required))
-        self.requirement = f"table {table.name}: a value for {names} is required (=, IN, or LIKE a text)"
+        self._make_layout = make_layout
+        self._table = table
+
+    @cached_property
+    def layout(self) -> Layout:
+        return self._make_layout()
+
+    @cached_property
+    def reading(self) -> TableModule:
+        return TableModule(self.statement, self.layout, self._table.rows if self.remote else None)
+
+    @cached_property
+    def required(self) -> frozenset[int]:
+        return self._numbers(self._table.required)
+
+    @cached_property
+    def decisive(self) -> frozenset[int]:
+        return self._numbers(self._table.decisive)
+
+    @property
+    def requirement(self) -> str:
+        names = " or ".join(sorted(self._table.required))
+        return f"table {self._table.name}: a value for {names} is required (=, IN, or LIKE a text)"
+
+    def _numbers(self, columns: frozenset[str]) -> frozenset[int]:
+        return frozenset(number for number, field in enumerate(self.layout.fields) if field.name in columns)
 
     def Create(  # noqa: N802 - apsw's name
         self, connection: apsw.Connection, module: str, database: str, name: str, *arguments: Any
@@ -179,7 +208,8 @@ class LookupVirtualTable:
         exact = info.nOrderBy == 0
         for which in range(info.nConstraint):
             if info.get_aConstraint_op(which) in _LIMITS:
-                limits.append(which)
+                if info.get_aConstraint_usable(which):  # not while values of an IN come one by one
+                    limits.append(which)
                 continue
             term = self._term(info, which)
             if term is None:
@@ -316,7 +346,8 @@ class Lookup(ABC):
         return rows
 
     def _fetch(self, values: Values, *, limited: bool) -> list[Sequence[Any]]:
-        return list(self._read(values, limited=limited))
+        with self._module.statement.keeping():
+            return list(self._read(values, limited=limited))
 
     def _read(self, values: Values, *, limited: bool) -> Iterator[Sequence[Any]]:
         """The rows with the known values and these; `limited` if SQLite's LIMIT applies to exactly them."""
@@ -395,7 +426,7 @@ class KeyedLookup(Lookup):
             if self._is_first_list():
                 if len(keys) <= KEYS_PER_LOOKUP:
                     return iter(self._fetch_exactly(values))
-            elif self._wanted or self._module.statement.defer(self._fetch_wanted):
+            elif not self._is_early() and (self._wanted or self._module.statement.defer(self._fetch_wanted)):
                 self._want(keys, values)
                 return iter(())
             self._fetch_keys(keys)
@@ -406,6 +437,10 @@ class KeyedLookup(Lookup):
     def _is_first_list(self) -> bool:
         """Whether these are the first values of an IN, whose list is probably the same for the whole statement."""
         return self._key.operator == _ALL_AT_ONCE and self._exact is None and not self._rows
+
+    def _is_early(self) -> bool:
+        """Whether the rows of these values are fetched at once, because the statement may need no others."""
+        return self._module.is_eager and len(self._rows) < EAGER_KEYS_MAX
 
     def _want(self, keys: frozenset[Any], values: Values) -> None:
         """Collect values, until there are so many that all rows will be fetched."""
@@ -424,7 +459,7 @@ class KeyedLookup(Lookup):
 
     def _fetch_keys(self, keys: AbstractSet[Any]) -> None:
         """Fetch the rows of keys that have not been fetched yet."""
-        missing = sorted(keys - self._rows.keys())
+        missing = sorted(key for key in keys if key not in self._rows)
         self._rounds += 1
         if self._optional and (len(missing) > COLLECTED_KEYS_MAX or self._rounds > KEYED_ROUNDS_MAX):
             self._fetch_all()

@@ -23,8 +23,8 @@ def read_table(table: Table, wanted: Constraints) -> Iterable[Row]:
     context = wanted.context
     granted = granted_privileges(table, context.access)
     if context.helper is None or granted == NO_PRIVILEGES:
-        return table.rows(wanted)
-    return context.helper(table, wanted)
+        return table.completed(table.rows(wanted), wanted)
+    return table.completed(context.helper(table, wanted), wanted)
 
 
 def granted_privileges(table: Table, access: AccessPolicy) -> Privileges:

@@ -141,6 +141,18 @@ class RowErrors:
         if len(self._texts) < ERRORS_SHOWN:
             self._texts[clipped(message)] = None
 
+    @property
+    def count(self) -> int:
+        """The number of errors until now."""
+        return self._count
+
+    def include(self, other: RowErrors) -> None:
+        """Add the errors of another part of the same result."""
+        self._count += other._count
+        for text in other._texts:
+            if len(self._texts) < ERRORS_SHOWN:
+                self._texts[text] = None
+
     def texts(self) -> tuple[str, ...]:
         more = self._count - len(self._texts)
         return (*self._texts, f"and {more} more") if more > 0 else tuple(self._texts)

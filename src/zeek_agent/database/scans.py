@@ -37,15 +37,20 @@ class SharedScans:
         since: float,
         scan: Callable[[], Iterator[Row]],
         check: Callable[[], None],
+        *,
+        is_complete: Callable[[], bool] = lambda: True,
     ) -> Iterator[Row]:
-        """All rows of the table with at least these columns, from a scan that began at `since` or later."""
+        """All rows of the table with at least these columns, from a scan that began at `since` or later.
+
+        A scan that is not complete when it ends is not shared: each statement has to report what it omits.
+        """
         with self._lock:
             entry = self._scans.get(table.name)
             leads = entry is None or entry.table is not table or entry.began < since or not columns <= entry.columns
             if entry is None or leads:
                 entry = self._scans[table.name] = _Scan(table, columns, self._clock())
         if leads:
-            return self._lead(entry, scan)
+            return self._lead(entry, scan, is_complete)
         while not entry.done.wait(0.05):
             check()
         return scan() if entry.rows is None else iter(entry.rows)
@@ -64,12 +69,12 @@ class SharedScans:
         with self._lock:
             self._scans.clear()
 
-    def _lead(self, entry: _Scan, scan: Callable[[], Iterator[Row]]) -> Iterator[Row]:
+    def _lead(self, entry: _Scan, scan: Callable[[], Iterator[Row]], is_complete: Callable[[], bool]) -> Iterator[Row]:
         try:
             rows = scan()
             first = list(islice(rows, SHARED_ROWS_MAX))
             if len(first) < SHARED_ROWS_MAX:
-                entry.rows = first
+                entry.rows = first if is_complete() else None
                 return iter(first)
             return chain(first, rows)
         finally:
@@ -85,7 +90,9 @@ class SharedScans:
 
 
 class _Scan:
-    """`rows` stays None if the scan failed or was too long; statements that waited for it then scan themselves."""
+    """`rows` stays None if the scan failed, was too long or not complete; statements that waited for it then scan
+    themselves.
+    """
 
     __slots__ = ("began", "columns", "done", "ended", "rows", "table")
 

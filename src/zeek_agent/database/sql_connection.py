@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
 
 import apsw
 import msgspec
 
+from zeek_agent.access import AccessPolicy
 from zeek_agent.config import LimitSettings
 from zeek_agent.database.cells import restore_blobs
 from zeek_agent.database.event_copies import (
@@ -101,23 +103,29 @@ class Catalog:
     tables: Mapping[str, Table]
     gone: Mapping[str, str]
     """Why tables were removed, by name."""
-    _layouts: dict[bool, dict[str, Layout]]
+    _layouts: dict[tuple[str, bool], Layout]
+    _names: dict[str, frozenset[str]]
+    _readable: dict[Profile, Mapping[str, str]]
+    _withheld: dict[AccessPolicy, Mapping[str, frozenset[str]]]
 
     @classmethod
     def of(cls, generation: int, tables: Iterable[Table], gone: Mapping[str, str] | None = None) -> Catalog:
-        return cls(generation, {table.name: table for table in tables}, gone or {}, {})
+        return cls(generation, {table.name: table for table in tables}, gone or {}, {}, {}, {}, {})
 
-    def layouts(self, profile: Profile) -> Mapping[str, Layout]:
-        """The layouts of all tables, made when they are first needed: main runs no statements."""
+    def layout(self, name: str, profile: Profile) -> Layout:
+        """The layout of the table of that name, made when it is first needed: main runs no statements."""
         hide_added = profile is Profile.STOCK
-        if hide_added not in self._layouts:
-            self._layouts[hide_added] = {
-                name: Layout(table, hide_added=hide_added) for name, table in self.tables.items()
-            }
-        return self._layouts[hide_added]
+        if (name, hide_added) not in self._layouts:
+            self._layouts[name, hide_added] = Layout(self.tables[name], hide_added=hide_added)
+        return self._layouts[name, hide_added]
 
-    def readable(self, profile: Profile = Profile.FULL) -> dict[str, str]:
+    def readable(self, profile: Profile = Profile.FULL) -> Mapping[str, str]:
         """Every readable name, and the name of its table."""
+        if profile not in self._readable:
+            self._readable[profile] = self._find_readable(profile)
+        return self._readable[profile]
+
+    def _find_readable(self, profile: Profile) -> dict[str, str]:
         names = {name: name for name in self.tables}
         for name, table in self.tables.items():
             if table.kind == "events":
@@ -131,18 +139,27 @@ class Catalog:
                     names[name] = table.name
         return names
 
-    def names(self) -> dict[str, frozenset[str]]:
+    def names(self) -> Mapping[str, frozenset[str]]:
         """By table, all its names, whatever the profile: a rule for any of them holds for it.
 
         A table that osquery has, too, is denied by osquery's name in either form.
         """
-        names = {name: {name} for name in self.tables}
-        for name, of in self.readable().items():
-            names[of].add(name)
-        for name, table in self.tables.items():
-            for other in table.osquery_names:
-                names[name] |= {other, OSQUERY_PREFIX + other}
-        return {name: frozenset(found) for name, found in names.items()}
+        if not self._names:
+            names = {name: {name} for name in self.tables}
+            for name, of in self.readable().items():
+                names[of].add(name)
+            for name, table in self.tables.items():
+                for other in table.osquery_names:
+                    names[name] |= {other, OSQUERY_PREFIX + other}
+            self._names.update((name, frozenset(found)) for name, found in names.items())
+        return self._names
+
+    def withheld(self, access: AccessPolicy) -> Mapping[str, frozenset[str]]:
+        """By table, the columns that these rules leave unset; kept for the rules that were asked for last."""
+        if access not in self._withheld:
+            self._withheld.clear()
+            self._withheld[access] = _WithheldColumns(self, access)
+        return self._withheld[access]
 
 
 class RowSink(Protocol):
@@ -175,6 +192,20 @@ class StreamedStatement(NamedTuple):
     the statement reads only events, which were masked when they were recorded."""
 
 
+class _WithheldColumns(dict[str, frozenset[str]]):
+    """By table, the columns that stay unset, found when the table is first used."""
+
+    def __init__(self, catalog: Catalog, access: AccessPolicy) -> None:
+        super().__init__()
+        self._catalog = catalog
+        self._access = access
+
+    def __missing__(self, name: str) -> frozenset[str]:
+        columns = (column.name for column in self._catalog.tables[name].columns)
+        found = self[name] = self._access.withheld(columns, *self._catalog.names()[name])
+        return found
+
+
 def _store_id(uri: str | None) -> str | None:
     """The id of the event store that its URI contains, for SQLite to ignore."""
     found = re.search(r"[?&]store=([^&]+)", uri or "")
@@ -205,6 +236,8 @@ class SqlConnection:
         self.run = Run(limits)
         self.held: dict[tuple[TableModule, tuple[Value, ...]], IndexedScan] = {}
         self.kept: dict[Any, Any] = {}
+        self._kept_reads = FileReads(limits)
+        self._kept_errors = RowErrors()
         self._deferred: list[Callable[[], None]] = []
         self._reruns_left = 0
         self.missing: str | None = None
@@ -221,11 +254,11 @@ class SqlConnection:
         self._encode = msgspec.msgpack.Encoder().encode
         self._readable = catalog.readable(profile)
         self._names = {name: catalog.tables[table] for name, table in self._readable.items()}
+        self._names_of: dict[str, list[str]] = {name: [] for name in catalog.tables}
+        for name, of in self._readable.items():
+            self._names_of[of].append(name)
         names = catalog.names()
-        self._withheld = {
-            name: context.access.withheld((column.name for column in table.columns), *names[name])
-            for name, table in catalog.tables.items()
-        }
+        self._withheld = catalog.withheld(context.access)
         events = [table for table in catalog.tables.values() if table.kind == "events"]
         copies_max = limits.memory_bytes // MEMORY_SHARE
         self.event_copies = EventCopies(self._store_uri or "", events, copies_max, self._withheld)
@@ -253,6 +286,7 @@ class SqlConnection:
     ) -> StreamedStatement:
         """Run one statement and hand its rows, as SQLite gives them, to `rows`. Raises SqlError and its kinds."""
         self.run = run
+        self._kept_reads, self._kept_errors = FileReads(self._limits), RowErrors()
         self._set_window(window or {})
         self.event_copies.begin(run, self._window)
         try:
@@ -294,6 +328,16 @@ class SqlConnection:
             self._deferred.append(read)
         return self._reruns_left > 0
 
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """For reading rows that further runs of the statement use again: the omissions are then theirs, too."""
+        context, errors = self.context, self.run.errors
+        self.context, self.run.errors = replace(context, reads=self._kept_reads), self._kept_errors
+        try:
+            yield
+        finally:
+            self.context, self.run.errors = context, errors
+
     def close(self) -> None:
         self._connection.close(force=True)
 
@@ -327,6 +371,8 @@ class SqlConnection:
                 if count > limits.rows:
                     raise LimitError(f"the result has more than {limits.rows} rows (limits.rows)")
                 add(row, packed)
+        self.context.reads.include(self._kept_reads)
+        self.run.errors.include(self._kept_errors)
         files = self.context.reads.omissions()
         return StreamedStatement(tuple(self._headings), limits.result_bytes - left, files, self._rules_of(sql))
 
@@ -429,14 +475,8 @@ class SqlConnection:
         connection.execute("PRAGMA temp_store=MEMORY")
         connection.set_busy_timeout(BUSY_MILLISECONDS)
         connection.drop_modules(TABLE_FUNCTIONS)
-        layouts = [layout.withholding(self._withheld[name]) for name, layout in self.catalog.layouts(profile).items()]
-        for layout in layouts:
-            names = [name for name, of in self._readable.items() if of == layout.table.name]
-            if isinstance(layout.table, LookupTable):
-                self._add_lookup_table(names, LookupModule(self, layout, layout.table))
-            elif layout.table.kind == "snapshot" and names:
-                self._add_table(layout.table.name, TableModule(self, layout))
-        events = [layout for layout in layouts if layout.table.kind == "events"]
+        self._add_host_tables(profile)
+        events = [self._layout(name, profile) for name, table in self.catalog.tables.items() if table.kind == "events"]
         stored: list[str] = []
         if self._copies and events:
             stored = self.event_copies.stored_names()
@@ -457,6 +497,17 @@ class SqlConnection:
         connection.authorizer = self._authorizer
         connection.set_progress_handler(self._progress, STEPS_BETWEEN_CHECKS)
         self._authorizer.trusted = False
+
+    def _layout(self, name: str, profile: Profile) -> Layout:
+        return self.catalog.layout(name, profile).withholding(self._withheld[name])
+
+    def _add_host_tables(self, profile: Profile) -> None:
+        for name, table in self.catalog.tables.items():
+            names = self._names_of[name]
+            if isinstance(table, LookupTable):
+                self._add_lookup_table(names, LookupModule(self, partial(self._layout, name, profile), table))
+            elif table.kind == "snapshot" and names:
+                self._add_table(name, TableModule(self, self._layout(name, profile)))
 
     def _progress(self) -> bool:
         return self.run.progress()
@@ -502,9 +553,8 @@ class SqlConnection:
         """
         refused = not self._authorizer.permits(table.name)
         select = f"SELECT {TRIPWIRE}()" if refused else table.select(self._withheld[table.name])
-        for name, of in self._readable.items():
-            if of == table.name:
-                self._connection.execute(f"CREATE TEMP VIEW {quoted(name)} AS {select}")
+        for name in self._names_of[table.name]:
+            self._connection.execute(f"CREATE TEMP VIEW {quoted(name)} AS {select}")
 
     def _add_tripwires(self, stored: Iterable[str]) -> None:
         """Refuse the store's own tables, which SQLite would find under their plain names, by views of these names."""
@@ -574,7 +624,7 @@ class SqlConnection:
 
     def _aliases(self, table: Table) -> list[str]:
         own = {table.name, f"{table.name}_history"}
-        return [name for name, of in self._readable.items() if of == table.name and name not in own]
+        return [name for name in self._names_of[table.name] if name not in own]
 
     def _hide_names(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(self._hidden.redact(cell) if isinstance(cell, str) else cell for cell in row)

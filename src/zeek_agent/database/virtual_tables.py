@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -151,6 +152,10 @@ class StatementContext(Protocol):
 
         False if the statement has run too often for that.
         """
+        ...
+
+    def keeping(self) -> AbstractContextManager[None]:
+        """For reading rows that further runs of the statement use again: the omissions are then theirs, too."""
         ...
 
 
@@ -374,7 +379,8 @@ class TableReader:
         held = self._module.statement.held
         key = (self._module, self._parameters)  # not the layout: a table and its history have the same one
         if key not in held:
-            rows = list(islice(self.rows(range(len(self._layout.fields)), {}), INDEXED_ROWS_MAX + 1))
+            with self._module.statement.keeping():
+                rows = list(islice(self.rows(range(len(self._layout.fields)), {}), INDEXED_ROWS_MAX + 1))
             if len(rows) > INDEXED_ROWS_MAX:
                 raise LimitError(
                     f"table {self._layout.table.name}: more than {INDEXED_ROWS_MAX} rows for this kind of join"
@@ -404,8 +410,15 @@ class TableReader:
 
         if equal or bounds or limit is not None or table.parameters or not self._module.shared:
             return self._guarded(scan)
-        share, run = statement.scans, self._run
-        return self._guarded(lambda: share.rows(table, wanted.columns, run.scans_since, scan, run.check))
+        share, run, reads, errors = statement.scans, self._run, statement.context.reads, self._run.errors
+        before = reads.omitted, errors.count
+
+        def is_complete() -> bool:
+            return (reads.omitted, errors.count) == before
+
+        return self._guarded(
+            lambda: share.rows(table, wanted.columns, run.scans_since, scan, run.check, is_complete=is_complete)
+        )
 
     def _guarded(self, scan: Callable[[], Iterator[Row]]) -> Iterator[Row]:
         """The scan's rows; its exceptions become errors that name the table."""

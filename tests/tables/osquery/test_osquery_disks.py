@@ -253,7 +253,7 @@ def test_devices_of_dm_crypt_and_those_on_top_are_encrypted(sys: Path) -> None:
         "/dev/sda2": plain,
     }
     assert [row["uuid"] for row in answer.rows if row["name"] == "/dev/sda2"] == ["below"]
-    assert answer.errors[0] == "table disk_encryption: no cipher of /dev/sda2: No such file or directory"
+    assert answer.errors == []
     assert rows_of("SELECT encrypted FROM disk_encryption WHERE name = '/dev/sda'") == [{"encrypted": 0}]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
@@ -12,13 +13,14 @@ from typing import Any
 import pytest
 from asking import READS_ALL
 from docker_engine import AVAILABLE, DockerEngine, docker_engine, http, pretended_engine
+from waiting import until
 
 from zeek_agent.config import LimitSettings
 from zeek_agent.contract import NoAgent
 from zeek_agent.database.database import Database
 from zeek_agent.errors import SqlError
 from zeek_agent.table import TableContext
-from zeek_agent.tables.osquery import _docker, docker_containers
+from zeek_agent.tables.osquery import _docker, docker_containers, docker_details
 from zeek_agent.tables.osquery import docker_engine as engine_tables
 
 ID = "c0ffee" + "0" * 58
@@ -44,7 +46,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerEngine]:
 
 @pytest.fixture
 async def db() -> AsyncIterator[Database]:
-    tables = (*docker_containers.TABLES, *engine_tables.TABLES)
+    tables = (*docker_containers.TABLES, *docker_details.TABLES, *engine_tables.TABLES)
     opened = Database(tables, TableContext(NoAgent(), READS_ALL), LimitSettings())
     opened.scans.max_age_seconds = 0
     yield opened
@@ -72,6 +74,11 @@ def seconds(timestamp: str) -> int:
     return int(datetime.fromisoformat(timestamp[:19] + "+00:00").timestamp())
 
 
+def namespaces(pid: int) -> dict[str, str | None]:
+    kinds = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
+    return {f"{kind}_namespace": str(Path(f"/proc/{pid}/ns/{kind}").stat().st_ino) if pid else None for kind in kinds}
+
+
 async def test_containers_are_those_of_docker_inspect(db: Database, asked_engine: DockerEngine) -> None:
     assert [one["name"] for one in await rows(db, "SELECT name FROM docker_containers")] == ["/one"]
     for name, command in (("one", "/bin/sleep 100"), ("two", "/bin/sleep 0"), ("three", "/bin/sleep 0")):
@@ -97,7 +104,7 @@ async def test_containers_are_those_of_docker_inspect(db: Database, asked_engine
             "security_options": ", ".join(host["SecurityOpt"] or ()),
             "env_variables": "***",
             "readonly_rootfs": int(host["ReadonlyRootfs"]),
-            **{f"{kind}_namespace": None for kind in ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")},
+            **namespaces(state["Pid"]),
         }
 
 
@@ -248,6 +255,60 @@ async def test_version_and_info_are_those_of_docker(db: Database, asked_engine: 
     assert (found["containers"], found["containers_running"], found["images"]) == (3, 1, 1)
 
 
+async def test_steps_and_layers_of_images_are_those_of_docker(db: Database, asked_engine: DockerEngine) -> None:
+    known = asked_engine.inspect("image", "inspect", "tests/tiny:1")
+    identifier = known["Id"].removeprefix("sha256:")
+    layers = [one.removeprefix("sha256:") for one in known["RootFS"]["Layers"]]
+    assert await rows(db, "SELECT * FROM docker_image_layers") == [
+        {"id": identifier, "layer_id": layer, "layer_order": number} for number, layer in enumerate(layers, 1)
+    ]
+    listed = asked_engine.docker("history", "--no-trunc", "--human=false", "--format", "{{json .}}", "tests/tiny:1")
+    steps = [json.loads(line) for line in listed.splitlines()]
+    assert await rows(db, f"SELECT * FROM docker_image_history WHERE id = '{identifier[:12]}'") == [
+        {
+            "id": identifier[:12],
+            "created": int(datetime.fromisoformat(step["CreatedAt"]).timestamp()),
+            "size": int(step["Size"].removesuffix("B")),
+            "created_by": step["CreatedBy"],
+            "tags": "tests/tiny:1" if number == 0 else "",
+            "comment": step["Comment"],
+        }
+        for number, step in enumerate(steps)
+    ]
+    assert len(steps) > 0
+
+
+async def test_changed_files_and_resources_are_those_of_docker(db: Database, asked_engine: DockerEngine) -> None:
+    script = "echo x > /tmp/added; rm -r /etc; exec sleep 100"
+    arguments = ("-d", "--name", "four", "-v", "/usr:/usr:ro", "--entrypoint", "/bin/sh", "tests/tiny:1", "-c", script)
+    identifier = asked_engine.docker("run", *arguments)
+    try:
+        await until(lambda: "D /etc" in asked_engine.docker("diff", "four"), 10)
+        found = await rows(db, f"SELECT * FROM docker_container_fs_changes WHERE id = '{identifier}'")
+        assert {f"{row['change_type']} {row['path']}" for row in found} == {
+            *asked_engine.docker("diff", "four").splitlines()
+        }
+        (stats,) = await rows(db, f"SELECT * FROM docker_container_stats WHERE id = '{identifier[:12]}'")
+        raw = asked_engine.get(f"/containers/{identifier}/stats?stream=false")
+    finally:
+        asked_engine.docker("rm", "-f", "four")
+    assert (stats["id"], stats["name"], stats["pids"]) == (identifier[:12], "/four", raw["pids_stats"]["current"])
+    assert abs(stats["read"] - time.time()) < 60
+    assert stats["interval"] == 0 or 0 < stats["interval"] < 10**10
+    for column, (path, _) in docker_details._STATS.items():
+        value: Any = raw
+        for name in path.split("."):
+            value = value.get(name, {})
+        if "memory" in column and column != "memory_limit":
+            assert (stats[column] > 0) == bool(value), column
+        elif column.endswith("_usage"):
+            assert 0 <= stats[column] <= (value or 0), column
+        else:
+            assert stats[column] == (value or 0), column
+    assert (stats["disk_read"], stats["disk_write"]) == (0, 0)
+    assert stats["network_rx_bytes"] <= sum(one["rx_bytes"] for one in raw.get("networks", {}).values())
+
+
 async def test_a_change_is_seen(db: Database, asked_engine: DockerEngine) -> None:
     asked_engine.docker("pause", "one")
     assert await rows(db, "SELECT state FROM docker_containers") == [{"state": "paused"}]
@@ -265,7 +326,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 async def test_without_docker_the_tables_are_empty(db: Database, path: Path) -> None:
-    for table in (*docker_containers.TABLES, *engine_tables.TABLES):
+    for table in (*docker_containers.TABLES, *docker_details.TABLES, *engine_tables.TABLES):
         where = f" WHERE id = '{ID}'" if table.required else ""
         assert await rows(db, f"SELECT * FROM {table.name}{where}") == []
 
@@ -277,12 +338,15 @@ async def test_secrets_are_masked(db: Database, path: Path) -> None:
     top = {"Processes": [[*ps, "0.0", "0.1", "x", "x --token hunter2"]]}
     info = {"HttpProxy": "http://me:hunter2@proxy:3128"}
     documents: dict[str, Any] = {"/containers/json": listed, "/info": info}
+    documents |= {"/images/json": [{"Id": f"sha256:{ID}"}]}
+    documents |= {f"/images/{ID}/history": [{"CreatedBy": "/bin/sh -c mysql --password=hunter2", "Tags": None}]}
     documents |= {f"/containers/{ID}/json": details, f"/containers/{ID}/top": top}
     with pretended_engine(path, lambda target: http(documents[target.partition("?")[0]])) as asked:
         container = await row(db, "SELECT * FROM docker_containers")
         process = await row(db, f"SELECT * FROM docker_container_processes WHERE id = '{ID}'")
         information = await row(db, "SELECT http_proxy FROM docker_info")
-    assert "hunter2" not in str((container, process, information))
+        step = await row(db, "SELECT created_by FROM docker_image_history")
+    assert "hunter2" not in str((container, process, information, step))
     assert container["command"] == "mysqld --password=***"
     assert (container["env_variables"], container["config_entrypoint"]) == ("***", "curl, --user, me:***")
     assert container["pid"] == -1
@@ -296,6 +360,20 @@ async def test_containers_are_inspected_only_for_columns_that_need_it(db: Databa
         assert await rows(db, "SELECT id, name FROM docker_containers") == [{"id": ID, "name": "/db"}]
         assert await rows(db, f"SELECT id FROM docker_container_labels WHERE id = '{ID[:7]}'") == []
     assert asked == ["/containers/json", f"/containers/json?all=1&filters=%7B%22id%22%3A%7B%22{ID[:7]}%22%3Atrue%7D%7D"]
+
+
+async def test_namespaces_are_those_of_a_process_that_exists(db: Database, path: Path) -> None:
+    pids = iter((os.getpid(), 2**22 + 1, 0, -1, 2**62, "1"))
+
+    def answer(target: str) -> bytes:
+        if target == "/containers/json":
+            return http([{"Id": ID, "Names": [f"/{number}"]} for number in range(6)])
+        return http({"State": {"Pid": next(pids)}})
+
+    with pretended_engine(path, answer):
+        found = await rows(db, "SELECT net_namespace FROM docker_containers")
+    mine = str(Path("/proc/self/ns/net").stat().st_ino)
+    assert [row["net_namespace"] for row in found] == [mine, None, None, None, None, None]
 
 
 async def test_a_container_that_ends_meanwhile_has_no_details(db: Database, path: Path) -> None:
@@ -334,6 +412,27 @@ async def test_values_of_other_types_cost_values_only(db: Database, path: Path) 
         assert await rows(db, "SELECT * FROM docker_container_mounts") == []
         assert await rows(db, "SELECT key, value FROM docker_container_labels") == [{"key": "b", "value": "c"}]
         assert [one["name"] for one in await rows(db, "SELECT name FROM docker_container_networks")] == ["n"]
+
+
+async def test_resources_of_other_kinds_are_zero_or_their_sums(db: Database, path: Path) -> None:
+    operations = [{"op": "Read", "value": 3}, {"op": "read", "value": 4}, {"op": "Write", "value": 5}, {"value": 9}, 7]
+    stats: dict[str, Any] = {
+        "read": "2026-11-29T09:27:52.5Z",
+        "preread": "2026-11-29T09:27:51.123456789Z",
+        "blkio_stats": {"io_service_bytes_recursive": operations},
+        "networks": {"eth0": {"rx_bytes": 10, "tx_bytes": 1}, "eth1": {"rx_bytes": 20}},
+        "memory_stats": {"usage": "many"},
+    }
+    columns = (
+        "read - preread AS seconds, interval, disk_read, disk_write, network_rx_bytes, network_tx_bytes, memory_usage"
+    )
+    sql = f"SELECT {columns} FROM docker_container_stats WHERE id = '{ID}'"
+    with pretended_engine(path, lambda _: http(stats)):
+        assert tuple((await row(db, sql)).values()) == (1, 1_376_543_211, 7, 5, 30, 1, 0)
+    path.unlink()
+    stats = {"read": "0001-01-01T00:00:00Z", "preread": "soon"}
+    with pretended_engine(path, lambda _: http(stats)):
+        assert tuple((await row(db, sql)).values()) == (0, 0, 0, 0, 0, 0, 0)
 
 
 async def test_an_answer_that_does_not_end_is_refused(

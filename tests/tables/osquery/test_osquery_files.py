@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from mounting import SilentFuse, in_mount_namespace, needs_fuse
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings, LimitSettings
-from zeek_agent.host.files import hashing, sql_patterns
+from zeek_agent.host.files import gate as gate_module
+from zeek_agent.host.files import hashing, sql_patterns, statx
 from zeek_agent.host.files.gate import Gate
 from zeek_agent.host.files.hashing import ALGORITHMS, SETTLED_SECONDS
 from zeek_agent.host.files.sql_patterns import SqlPattern
@@ -224,6 +226,13 @@ def test_magic_links_of_proc_are_not_followed() -> None:
     assert row == {"symlink": 1, "type": "unknown", "symlink_target_path": ""}
 
 
+def test_other_files_of_proc_are_no_links() -> None:
+    for where in ("path = '/proc/uptime'", "path LIKE '/proc/uptime'", "path LIKE '/proc/up%'"):
+        assert rows_of(f"SELECT symlink, type FROM file WHERE {where}") == [{"symlink": 0, "type": "regular"}]
+    (row,) = rows_of("SELECT symlink, type, symlink_target_path AS text FROM file WHERE path = '/proc/self'")
+    assert row == {"symlink": 1, "type": "directory", "text": str(os.getpid())}
+
+
 def test_the_kernels_file_systems_are_not_entered_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sql_patterns, "RECURSED_DIRECTORIES_MAX", 100)
     answer = ask_sql("SELECT path FROM file WHERE path LIKE '/pro%%'")
@@ -280,6 +289,44 @@ def test_a_file_system_that_hangs_is_listed_but_not_touched(tmp_path: Path) -> N
     assert skipped >= 1
     assert set(entries) == {str(place), f"{tmp_path}/link"}
     assert below == []
+    assert fuse.requests == []
+
+
+@needs_fuse
+@pytest.mark.parametrize("has_openat2", [True, False])
+def test_a_mount_point_that_hangs_is_not_even_looked_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, has_openat2: bool
+) -> None:
+    fuse = SilentFuse()
+    place = tmp_path / "hangs"
+    place.mkdir()
+    looked_up: list[str] = []
+    monkeypatch.setattr(statx, "_has_openat2", cache(lambda: has_openat2))
+    for module, name in ((gate_module, "open_on_mount"), (gate_module, "status_on_mount"), (gate_module, "status_at")):
+        real = getattr(module, name)
+
+        def noted(directory: int, entry: str, *more: Any, real: Any = real) -> Any:
+            looked_up.append(entry)
+            return real(directory, entry, *more)
+
+        monkeypatch.setattr(module, name, noted)
+
+    def scene() -> tuple[list[int], list[str]]:
+        fuse.mount(place)
+        statements = [
+            f"SELECT * FROM {table} WHERE {where}"
+            for table in ("file", "hash", "extended_attributes")
+            for where in (
+                *(f"path = '{place}'", f"path = '{place}/x'", f"directory = '{tmp_path}'", f"directory = '{place}'"),
+                *(f"path LIKE '{place}'", f"path LIKE '{tmp_path}/%'", f"path LIKE '{tmp_path}/%%'"),
+            )
+        ]
+        return [len(ask_sql(statement).rows) for statement in statements], looked_up
+
+    counts, names = in_mount_namespace(scene, fuse=fuse, seconds=30)
+    assert counts == [1, 0, 1, 0, 0, 1, 1, *[0] * 14]
+    assert tmp_path.name in names
+    assert "hangs" not in names
     assert fuse.requests == []
 
 

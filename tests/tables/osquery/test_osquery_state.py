@@ -7,9 +7,12 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+import pytest
 from osquery_rows import selected
 
+from zeek_agent.config import AccessSettings
 from zeek_agent.contract import NoAgent
+from zeek_agent.errors import AccessDeniedError
 from zeek_agent.schema import Row
 from zeek_agent.table import LookupTable, Table
 from zeek_agent.tables import builtin_tables
@@ -120,3 +123,23 @@ def test_the_registry_has_all_tables_of_osquery() -> None:
 def test_packs_and_extensions_are_empty() -> None:
     assert selected("SELECT * FROM osquery_packs") == []
     assert selected("SELECT * FROM osquery_extensions") == []
+
+
+@pytest.mark.parametrize(
+    ("table", "shows", "column"),
+    [
+        ("osquery_flags", "zeek_agent_config", "value"),
+        ("osquery_schedule", "zeek_agent_queries", "sql"),
+        ("osquery_events", "zeek_agent_sources", "received"),
+    ],
+)
+def test_rules_for_the_agents_tables_hold_for_those_of_osquery_with_their_rows(
+    table: str, shows: str, column: str
+) -> None:
+    for sql in (f"SELECT * FROM {table}", f"SELECT count(*) FROM osquery_{table}"):
+        with pytest.raises(AccessDeniedError, match=rf"{shows}, .* may not be queried \(access\.tables_deny"):
+            selected(sql, agent=Agent(), access=AccessSettings(tables_deny=(shows,)))
+        with pytest.raises(AccessDeniedError, match=rf"{shows}\.{column}, .* \(access\.columns_deny"):
+            selected(sql, agent=Agent(), access=AccessSettings(columns_deny=(f"{shows}.{column}",)))
+    others = AccessSettings(tables_deny=("zeek_agent_log",), columns_deny=("zeek_agent_sources.last_error",))
+    assert selected(f"SELECT * FROM {table}", agent=Agent(), access=others) != []

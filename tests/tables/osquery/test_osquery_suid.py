@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,17 +81,28 @@ def test_a_program_in_tmp_is_found() -> None:
     assert in_mount_namespace(scene) == [{"path": "/tmp/x/\uefff"}]
 
 
-def test_a_statement_for_one_path_searches_one_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("path = '/usr/bin/passwd'", ["/usr/bin"]),
+        ("path LIKE '/USR/Bin/p%'", ["/usr/bin"]),
+        ("path LIKE '/usr/%bin/p%'", ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin"]),
+        ("path LIKE '/bin_'", ["/bin"]),
+        ("path LIKE '%passwd' AND permissions LIKE 'S%'", set_id_programs.DIRECTORIES),
+    ],
+)
+def test_a_statement_for_some_paths_searches_their_directories(
+    where: str, expected: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     searched: list[str] = []
-    search = set_id_programs.set_id_programs
 
     def counted(gate: Any, check: Any, directories: Any) -> Any:
         searched.extend(directories)
-        return search(gate, check, directories)
+        return iter(())
 
     monkeypatch.setattr(set_id_programs, "set_id_programs", counted)
-    assert len(rows_of("SELECT * FROM suid_bin WHERE path = '/usr/bin/passwd'")) == 1
-    assert searched == ["/usr/bin"]
+    assert rows_of(f"SELECT * FROM suid_bin WHERE {where}") == []
+    assert searched == list(expected)
 
 
 def test_directories_that_are_too_many_or_too_deep_are_counted(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -329,7 +329,8 @@ class Gate:
     def link_text(self, directory: PathHandle, name: str, descriptor: int | None = None) -> str:
         """The text of a symbolic link, by its descriptor if it is open.
 
-        Raises RefusedError for a magic link, whose text is not its target, and OSError.
+        Raises RefusedError for a magic link, whose text is not its target, and for the mount point of a file system
+        that may hang, and OSError for anything but a link.
         """
         if directory.mount.kind == "proc":
             inside = directory.path_in_file_system()
@@ -337,6 +338,8 @@ class Gate:
                 raise RefusedError("a magic link of proc(5)")
         if descriptor is not None:
             return os.readlink("", dir_fd=descriptor)
+        if directory.path in self._hazards.directories:
+            self._demand_harmless(directory, name)
         descriptor = open_on_mount(directory.descriptor, name)
         try:
             return os.readlink("", dir_fd=descriptor)

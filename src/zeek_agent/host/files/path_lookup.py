@@ -37,6 +37,8 @@ class NamedFile(NamedTuple):
         if not self.may_be_link:
             return None
         try:
+            if not gate.entry_status(self.parent, self.entry).is_link:
+                return None
             return gate.link_text(self.parent, self.entry)
         except RefusedError:
             return ""

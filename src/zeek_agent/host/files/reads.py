@@ -103,7 +103,7 @@ class FileReads:
         self._floors: Counter[int] = Counter()
         self._counts = dict.fromkeys(Omission, 0)
         self._causes: dict[str, str] = {}
-        self._unread: set[str] = set()
+        self._unread: dict[str, Omission] = {}
         self._all_paths = True
 
     def allowance(self, user: int = 0) -> Allowance:
@@ -152,12 +152,31 @@ class FileReads:
             shown = escaped(from_os(path)) or "''"
             self._causes[key] = f"{shown} {omission.value} ({cause})"
         if omission is not Omission.REPORTED:
-            self._note_unread(path)
+            self._note_unread(from_os(path), omission)
         _log_once(omission, path, cause)
 
-    def _note_unread(self, path: str) -> None:
+    @property
+    def omitted(self) -> int:
+        """The number of omissions until now."""
+        return sum(self._counts.values())
+
+    def include(self, other: FileReads) -> None:
+        """Add the omissions of other reads of the same statement."""
+        for omission, count in other._counts.items():
+            self._counts[omission] += count
+        for path, omission in other._unread.items():
+            if path in self._unread:
+                self._counts[omission] -= 1
+            else:
+                self._note_unread(path, omission)
+        for key, example in other._causes.items():
+            if len(self._causes) < CAUSES_KEPT:
+                self._causes.setdefault(key, example)
+        self._all_paths = self._all_paths and other._all_paths
+
+    def _note_unread(self, path: str, omission: Omission) -> None:
         if len(self._unread) < PATHS_KEPT:
-            self._unread.add(from_os(path))
+            self._unread[path] = omission
         else:
             self._all_paths = False
 

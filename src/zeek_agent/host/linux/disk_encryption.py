@@ -54,6 +54,8 @@ def _cipher(below: BlockDevice | None, report: Callable[[str], None]) -> str:
             return luks_cipher(descriptor)
         finally:
             os.close(descriptor)
+    except FileNotFoundError:
+        return ""  # a service has a /dev of its own, without disks
     except OSError as error:
         report(f"table disk_encryption: no cipher of {escaped(below.name)}: {error.strerror or error}")
         return ""

@@ -1,4 +1,4 @@
-"""Mounted file systems with their options and free space, from /proc/PID/mounts (proc(5)) and statvfs(3)."""
+"""Mounted file systems with their options and free space, from /proc/1/mounts (proc(5)) and statvfs(3)."""
 
 from __future__ import annotations
 
@@ -37,8 +37,15 @@ class Space(NamedTuple):
 
 
 def mounted_file_systems(proc: str = "/proc") -> Iterator[MountedFileSystem]:
-    """The file systems that this process sees, in the order in which they were mounted."""
-    for line in Path(proc, "self/mounts").read_bytes().split(b"\n"):
+    """The file systems that process 1 sees, in the order in which they were mounted; if it is hidden, our own.
+
+    A service has mounts of its own, which are read-only or only for its protection.
+    """
+    try:
+        text = Path(proc, "1/mounts").read_bytes()
+    except OSError:
+        text = Path(proc, "self/mounts").read_bytes()
+    for line in text.split(b"\n"):
         fields = line.split(b" ")
         if len(fields) >= 4:
             yield MountedFileSystem(*(os.fsdecode(_unescaped(field)) for field in fields[:4]))
@@ -48,18 +55,20 @@ def _unescaped(text: bytes) -> bytes:
     return _ESCAPE.sub(lambda octal: bytes([int(octal[1], 8)]), text)
 
 
-def space_at(gate: Gate, mount_point: str) -> Space:
-    """The space of what is mounted there; nothing for a file system that may hang, which is counted and not asked."""
+def space_of(gate: Gate, mounted: MountedFileSystem) -> Space:
+    """The space of a file system; nothing if this process does not see it, or if it may hang, which is counted."""
     try:
-        handle = gate.walk(gate.root, mount_point)
+        handle = gate.walk(gate.root, mounted.path)
+        if (handle.mount.mount_point, handle.mount.kind) != (mounted.path, mounted.kind):
+            return Space()
         found = os.statvfs(handle.descriptor)
     except RefusedError as error:
-        gate.reads.leave_out(error.omission, mount_point, str(error))
+        gate.reads.leave_out(error.omission, mounted.path, str(error))
         return Space()
     except FileNotFoundError:
         return Space()  # unmounted meanwhile
     except OSError as error:
-        gate.reads.leave_out(Omission.SKIPPED, mount_point, error.strerror or str(error))
+        gate.reads.leave_out(Omission.SKIPPED, mounted.path, error.strerror or str(error))
         return Space()
     return Space(found.f_bsize, found.f_blocks, found.f_bfree, found.f_bavail, found.f_files, found.f_ffree)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from zeek_agent.masking.text_rules import MASK
@@ -26,6 +27,8 @@ _INSPECTED: Final = frozenset(
 )
 """Columns that take a request for each container."""
 _NAMESPACES: Final = ("cgroup", "ipc", "mnt", "net", "pid", "user", "uts")
+_NAMESPACE_COLUMNS: Final = tuple(f"{name}_namespace" for name in _NAMESPACES)
+_NAMESPACE: Final = re.compile(r"[a-z]+:\[([0-9]+)\]")
 
 
 def _containers(docker: Docker, wanted: Constraints) -> Iterator[Row]:
@@ -33,7 +36,7 @@ def _containers(docker: Docker, wanted: Constraints) -> Iterator[Row]:
 
     masker = wanted.context.access.masker
     for shown, one in containers(docker, wanted):
-        details = docker.get(f"/containers/{shown}/json") if wanted.needs(*_INSPECTED) else None
+        details = docker.get(f"/containers/{shown}/json") if wanted.needs(*_INSPECTED, *_NAMESPACE_COLUMNS) else None
         yield (
             shown,
             next(iter(texts(one, "Names")), None),
@@ -44,7 +47,7 @@ def _containers(docker: Docker, wanted: Constraints) -> Iterator[Row]:
             text(one, "State"),
             text(one, "Status"),
             *_details(details, wanted, running=text(one, "State") == "running"),
-            *(None for _ in _NAMESPACES),
+            *(None for _ in _NAMESPACES),  # see `_with_namespaces`
         )
 
 
@@ -92,13 +95,37 @@ docker_containers = docker_table(
         Column("security_options", "text", "security options, joined by a comma and a blank"),
         Column("env_variables", "text", f"`{MASK}` if it has environment variables, which may be secrets"),
         Column("readonly_rootfs", "int", "1 if its root file system is mounted read-only"),
-        *(Column(f"{name}_namespace", "text", "always null: see `process_namespaces`") for name in _NAMESPACES),
+        *(
+            Column(f"{name}_namespace", "text", f"inode number of its {name} namespace; null if it does not run")
+            for name in _NAMESPACES
+        ),
     ],
     examples=[
         "SELECT id, name, image, privileged FROM docker_containers",
         "SELECT name, status FROM docker_containers WHERE id = '172303cdf3a7'",
     ],
 )
+
+
+@docker_containers.completion
+def _with_namespaces(rows: Iterable[Row], wanted: Constraints) -> Iterable[Row]:
+    """Only the process of the statement may read the namespaces of other users' processes."""
+    if not wanted.needs(*_NAMESPACE_COLUMNS):
+        return rows
+    place = next(number for number, column in enumerate(docker_containers.columns) if column.name == "pid")
+    known = -len(_NAMESPACES)
+    return ((*row[:known], *_namespaces_of(row[place], wanted.context.proc)) for row in rows)
+
+
+def _namespaces_of(pid: object, proc: str) -> Iterator[str | None]:
+    for name in _NAMESPACES:
+        try:
+            link = str(Path(proc, str(pid), "ns", name).readlink()) if type(pid) is int and pid > 0 else ""
+        except OSError:
+            link = ""  # it has ended
+        found = _NAMESPACE.fullmatch(link)
+        yield None if found is None else found[1]
+
 
 docker_container_labels = docker_table(
     "docker_container_labels",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from zeek_agent.host.linux.mount_list import Space, mounted_file_systems, real_device, space_at
+from zeek_agent.host.linux.mount_list import Space, mounted_file_systems, real_device, space_of
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints
 from zeek_agent.tables.osquery._declaration import osquery_table
@@ -15,8 +15,9 @@ mounts = osquery_table(
     "mounts",
     "mounted file systems",
     description=(
-        "One row per file system that is mounted where the agent runs. The space of a file system that could hang "
-        "(FUSE, network, autofs; `access.filesystems_allow`) is 0: the agent does not ask it."
+        "One row per file system that is mounted for process 1, since a service has other mounts of its own. The space "
+        "of a file system that could hang (FUSE, network, autofs; `access.filesystems_allow`), or that the agent does "
+        "not see, is 0."
     ),
     columns=[
         Column("device", "text", "device or other source of the file system"),
@@ -53,7 +54,7 @@ def mounted(wanted: Constraints) -> Iterator[Row]:
         if (paths is not None and path not in paths) or (kinds is not None and kind not in kinds):
             continue
         alias = real_device(gate, each.device) if alias_needed else ""
-        space = space_at(gate, each.path) if space_needed else Space()
+        space = space_of(gate, each) if space_needed else Space()
         yield from_os(each.device), from_os(alias), path, kind, *space, from_os(each.options)
 
 

@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from zeek_agent.errors import AccessDeniedError
 from zeek_agent.host.linux.machine import host_uuid
 from zeek_agent.schema import Column, Row
-from zeek_agent.table import Constraints, LookupTable
+from zeek_agent.table import Constraints, LookupTable, Table
 from zeek_agent.tables.agent import zeek_agent_config, zeek_agent_queries, zeek_agent_sources
 from zeek_agent.tables.osquery._declaration import osquery_table
 
@@ -165,7 +166,7 @@ def this_agent(wanted: Constraints) -> Iterator[Row]:
 
 @osquery_flags.snapshot
 def flags(wanted: Constraints) -> Iterator[Row]:
-    for setting in _rows(zeek_agent_config.columns, wanted.context.agent.config()):
+    for setting in _rows(zeek_agent_config, wanted, "name", "value", "default_value"):
         value = setting["value"]
         kind = "bool" if value in {"true", "false"} else None if value is None else "string"
         yield setting["name"], kind, "", setting["default_value"], value, 0
@@ -173,7 +174,8 @@ def flags(wanted: Constraints) -> Iterator[Row]:
 
 @osquery_schedule.snapshot
 def schedule(wanted: Constraints) -> Iterator[Row]:
-    for query in _rows(zeek_agent_queries.columns, wanted.context.agent.queries()):
+    shown = ("id", "schedule", "sql", "runs", "last_run", "last_duration", "cpu", "resting_until")
+    for query in _rows(zeek_agent_queries, wanted, *shown):
         if query["schedule"] is None:
             continue
         duration, cpu = query["last_duration"], query["cpu"]
@@ -201,9 +203,8 @@ def nothing(wanted: Constraints) -> Iterator[Row]:
 
 @osquery_events.snapshot
 def events(wanted: Constraints) -> Iterator[Row]:
-    agent = wanted.context.agent
-    tables = {table.name for table in agent.tables() if table.kind == "events"}
-    for source in _rows(zeek_agent_sources.columns, agent.sources()):
+    tables = {table.name for table in wanted.context.agent.tables() if table.kind == "events"}
+    for source in _rows(zeek_agent_sources, wanted, "source", "backend", "active", "received"):
         publisher, table, active = (
             f"{source['source']}.{source['backend']}",
             f"{source['source']}_events",
@@ -222,9 +223,21 @@ def registry(wanted: Constraints) -> Iterator[Row]:
         yield "table", name, 0, 0, 1
 
 
-def _rows(columns: tuple[Column, ...], rows: Any) -> Iterator[Mapping[str, Any]]:
-    names = [column.name for column in columns]
-    return (dict(zip(names, row, strict=True)) for row in rows)
+def _rows(table: Table, wanted: Constraints, *shown: str) -> Iterator[Mapping[str, Any]]:
+    """The rows of the agent's table whose columns `shown` a table of osquery shows.
+
+    Raises AccessDeniedError if rules deny that table or one of these columns.
+    """
+    access = wanted.context.access
+    denied_by = access.denied_by(table.name)
+    if denied_by is not None:
+        raise AccessDeniedError(f"table {table.name}, whose rows these are, may not be queried ({denied_by})")
+    withheld = access.withheld(shown, table.name)
+    if withheld:
+        denied = f"{table.name}.{min(withheld)}"
+        raise AccessDeniedError(f"column {denied}, which these rows show, may not be queried (access.columns_deny)")
+    names = [column.name for column in table.columns]
+    return (dict(zip(names, row, strict=True)) for row in table.rows(wanted))
 
 
 TABLES = (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Iterator
+from typing import Final
 
 from zeek_agent.host.accounts.local_accounts import GROUP, PASSWD, names_by_id
 from zeek_agent.host.files import set_id_programs
@@ -32,20 +34,27 @@ suid_bin = osquery_table(
     opens_files=True,
 )
 
+_WILDCARD: Final = re.compile("[%_]")
+
 
 @suid_bin.snapshot
 def programs(wanted: Constraints) -> Iterator[Row]:
     users, groups = names_by_id(PASSWD), names_by_id(GROUP)
-    paths = wanted.equal("path")
-    directories = [
-        directory
-        for directory in set_id_programs.DIRECTORIES
-        if paths is None or any(str(path).startswith(f"{directory}/") for path in paths)
-    ]
+    directories = [path for path in set_id_programs.DIRECTORIES if _may_contain(f"{path}/", wanted)]
     for path, found in set_id_programs.set_id_programs(open_gate(wanted), wanted.check, directories):
         uid, gid = found.uid or 0, found.gid or 0
         permissions = "S" * bool(found.mode & stat.S_ISUID) + "G" * bool(found.mode & stat.S_ISGID)
         yield from_os(path), users.get(uid, str(uid)), groups.get(gid, str(gid)), permissions, None
+
+
+def _may_contain(directory: str, wanted: Constraints) -> bool:
+    """Whether there may be paths in a directory that satisfy the statement's constraints."""
+    paths = wanted.equal("path")
+    if paths is not None and not any(str(path).startswith(directory) for path in paths):
+        return False
+    patterns = [bound for bound in wanted.bounds if bound.column == "path" and bound.operator == "LIKE"]
+    beginnings = (_WILDCARD.split(str(bound.value), maxsplit=1)[0].lower() for bound in patterns)
+    return all(directory.startswith(text) or text.startswith(directory) for text in beginnings)
 
 
 TABLES = (suid_bin,)
