@@ -20,6 +20,7 @@ from zeek_agent.config import LimitSettings
 from zeek_agent.contract import NoAgent
 from zeek_agent.database.database import Database
 from zeek_agent.errors import SqlError
+from zeek_agent.host.packages import dpkg as dpkg_database
 from zeek_agent.host.packages.dpkg import _without_zero_epoch
 from zeek_agent.host.packages.rpm import RpmError, parse_header
 from zeek_agent.schema import Column
@@ -176,6 +177,18 @@ async def test_a_hostile_database_costs_entries_only(db: Database, admindir: Pat
     result = await db.query(f"SELECT name, version, size FROM deb_packages WHERE admindir = '{admindir}'")
     assert result.rows == [("one", "1", None), ("odd\uefff", "-", None)]
     assert result.errors == (f"4 entries without a name in the package database {admindir}",)
+
+
+async def test_a_database_with_more_packages_than_there_are_is_read_in_part(
+    db: Database, admindir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dpkg_database, "PACKAGES_MAX", 2)
+    (admindir / "status").write_text("".join(paragraph(name, "1") for name in ("a", "b", "c", "d")))
+    (admindir / "updates").mkdir(exist_ok=True)
+    (admindir / "updates/0001").write_text(paragraph("a", "2"))
+    result = await db.query(f"SELECT name, version FROM deb_packages WHERE admindir = '{admindir}'")
+    assert result.rows == [("a", "2"), ("b", "1")]
+    assert result.errors == (f"2 packages beyond the first 2 in the package database {admindir}",)
 
 
 def test_a_long_version_is_read_in_linear_time() -> None:

@@ -448,3 +448,30 @@ def test_no_bytes_make_the_readers_fail(content: bytes) -> None:
     assert ssh is None or ssh.encrypted in {True, False}
     key = authorized_key(content)
     assert key is None or key.key
+
+
+def test_a_user_whose_lines_take_long_to_mask_hides_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_user_files, "SECONDS_MAX", 0.02)
+
+    def scene() -> list[tuple[Rows, Sequence[str]]]:
+        with_user()
+        output("useradd", "--uid", str(UID + 1), "--create-home", "bea")
+        (SSH / "config").write_text(f"ProxyCommand curl -u a:b {'x ' * 500}\n" * 200)
+        key = "ssh-ed25519 AAAA"
+        (SSH / "authorized_keys").write_text(f'command="curl -u a:b {"x " * 500}" {key}\n' * 200)
+        other = Path("/home/bea/.ssh")
+        other.mkdir()
+        (other / "config").write_text("User a\n")
+        (other / "authorized_keys").write_text(f"{key}\n")
+        give_to_user()
+        output("chown", "-R", "bea:", str(other))
+        counted = "SELECT uid, count(*) < 200 AS some FROM"
+        return [
+            select_with_errors(f"{counted} {table} WHERE uid IN ({UID}, {UID + 1}) GROUP BY uid ORDER BY uid")
+            for table in ("ssh_configs", "authorized_keys")
+        ]
+
+    for rows, errors in on_scratch_host(scene, tmp_path):
+        assert rows[-1] == {"uid": UID + 1, "some": 1}
+        assert all(row["some"] for row in rows)
+        assert "of processor time" in errors[0]

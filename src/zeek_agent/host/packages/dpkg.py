@@ -18,6 +18,8 @@ from zeek_agent.text import from_bytes, from_os
 
 STATUS_BYTES_MAX: Final = 64 << 20
 """More than ten times the size on hosts with the most packages."""
+PACKAGES_MAX: Final = 50_000
+"""About as many as Debian has; they are in memory together."""
 _PARAGRAPHS_PER_CHECK: Final = 200
 _SEPARATOR: Final = re.compile(rb"\n[ \t\r]*\n")
 _FIELD: Final = re.compile(
@@ -49,22 +51,26 @@ def deb_packages(
     """The packages that are not entirely removed; those of which only configuration files are left are included.
 
     `directory` is in the form of `os.fsdecode`. Files that may not be read are counted in the gate's `reads`;
-    paragraphs without a name are reported.
+    paragraphs without a name and those beyond `PACKAGES_MAX` are reported.
     """
     found: dict[tuple[bytes, bytes], dict[bytes, bytes]] = {}
-    nameless = 0
+    nameless = omitted = 0
     for content in _files(gate, directory, check):
         for number, paragraph in enumerate(_paragraphs(content)):
             if number % _PARAGRAPHS_PER_CHECK == 0:
                 check()
-            fields = {name.lower(): value.rstrip() for name, value in _FIELD.findall(paragraph)}
+            fields = {field[1].lower(): field[2].rstrip() for field in _FIELD.finditer(paragraph)}
             name = fields.get(b"package")
-            if name:
+            if not name:
+                nameless += 1
+            elif len(found) < PACKAGES_MAX or (name, fields.get(b"architecture", b"")) in found:
                 found[name, fields.get(b"architecture", b"")] = fields
             else:
-                nameless += 1
+                omitted += 1
     if nameless:
         report(f"{nameless} entries without a name in the package database {from_os(directory)}")
+    if omitted:
+        report(f"{omitted} packages beyond the first {PACKAGES_MAX} in the package database {from_os(directory)}")
     for fields in found.values():
         status = fields.get(b"status", b"").split()
         if status and status[-1] != b"not-installed":

@@ -16,6 +16,7 @@ from zeek_agent.host.files.globbing import Match, matching, open_gate
 from zeek_agent.host.files.portable import PortableGate
 from zeek_agent.host.files.reads import FileReads, Omission
 from zeek_agent.host.files.whole import literal
+from zeek_agent.schema import Row
 from zeek_agent.table import Constraints
 from zeek_agent.text import to_bytes
 
@@ -39,6 +40,28 @@ def user_files(wanted: Constraints, *patterns: str, shown: ShownFiles | None = N
             yield account, match
 
 
+def user_rows(
+    wanted: Constraints,
+    *patterns: str,
+    rows: Callable[[Account, Match, Callable[[], None]], Iterable[Row]],
+    shown: ShownFiles | None = None,
+) -> Iterator[Row]:
+    """The rows of the files of `user_files`, within the time that one user's may take.
+
+    `rows` makes those of a file of an account, and gets a function to call in long loops.
+    """
+    gate = open_gate(wanted.context.access, wanted.context.reads, wanted.check, shown)
+
+    def rows_of(account: Account, home: str, check: Callable[[], None]) -> Iterator[Row]:
+        for match in _matching(gate, home, patterns, check):
+            for row in rows(account, match, check):
+                check()
+                yield row
+
+    for account, home in wanted_homes(wanted):
+        yield from in_time(wanted, home, partial(rows_of, account, home))
+
+
 def _matching(
     gate: Gate | PortableGate, home: str, patterns: Iterable[str], check: Callable[[], None]
 ) -> Iterator[Match]:
@@ -52,7 +75,7 @@ class _TimeUsedUpError(Exception):
 
 
 def in_time(wanted: Constraints, home: str, search: Callable[[Callable[[], None]], Iterable[T]]) -> Iterator[T]:
-    """What a search finds in a home directory until it has used up `SECONDS_MAX`, so that it hides no other user's.
+    """What a search finds in a user's directory or file until it has used up `SECONDS_MAX`, to hide no other user's.
 
     `search` gets a function to call in long loops. `reads` count what is left out.
     """
@@ -66,7 +89,7 @@ def in_time(wanted: Constraints, home: str, search: Callable[[Callable[[], None]
     try:
         yield from search(check)
     except _TimeUsedUpError:
-        cause = f"took more than {SECONDS_MAX:.0f} s of processor time"
+        cause = f"took more than {SECONDS_MAX:g} s of processor time"
         wanted.context.reads.leave_out(Omission.TRUNCATED, home, cause)
 
 

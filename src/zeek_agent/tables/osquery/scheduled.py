@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from zeek_agent.host.files.contents import lines
-from zeek_agent.host.files.globbing import matching, open_gate
+from zeek_agent.host.files.globbing import Match, matching, open_gate
 from zeek_agent.host.linux.crontabs import SYSTEM_CRONTABS, USER_CRONTABS, cron_job
 from zeek_agent.masking.masker import Masker
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints
 from zeek_agent.tables.osquery._declaration import WITHOUT_NAMESPACES, osquery_table
+from zeek_agent.tables.osquery._user_files import in_time
 from zeek_agent.text import from_bytes, from_os
 
 crontab = osquery_table(
@@ -42,12 +44,17 @@ def jobs(wanted: Constraints) -> Iterator[Row]:
     gate = open_gate(context.access, context.reads, wanted.check)
     for pattern in (*SYSTEM_CRONTABS, *USER_CRONTABS):
         for match in matching(gate, pattern, wanted.check, explain=False):
-            file = from_os(match.path)
-            for line in lines(match, context.reads, wanted.check):
-                job = cron_job(line)
-                if job is not None:
-                    command = _masked(from_bytes(job.command), context.access.masker, pattern in SYSTEM_CRONTABS)
-                    yield from_bytes(job.event), *map(from_bytes, job.times), command, file, None
+            yield from in_time(wanted, match.path, partial(_jobs, wanted, match, pattern in SYSTEM_CRONTABS))
+
+
+def _jobs(wanted: Constraints, match: Match, names_user: bool, check: Callable[[], None]) -> Iterator[Row]:
+    file, masker = from_os(match.path), wanted.context.access.masker
+    for line in lines(match, wanted.context.reads, check):
+        job = cron_job(line)
+        if job is not None:
+            command = _masked(from_bytes(job.command), masker, names_user)
+            check()
+            yield from_bytes(job.event), *map(from_bytes, job.times), command, file, None
 
 
 def _masked(command: str, masker: Masker, names_user: bool) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from zeek_agent.access import ShownFiles
+from zeek_agent.host.accounts.name_service import Account
 from zeek_agent.host.accounts.shell_histories import HISTORY_FILES, shell_commands
 from zeek_agent.host.files.contents import lines
+from zeek_agent.host.files.globbing import Match
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints
 from zeek_agent.tables.osquery._declaration import osquery_table
-from zeek_agent.tables.osquery._user_files import user_files
+from zeek_agent.tables.osquery._user_files import user_rows
 from zeek_agent.text import from_bytes, from_os
 
 _SHOWN: Final = ShownFiles(tuple(f"/**/{name}" for name in HISTORY_FILES), permitted=True)
@@ -38,10 +40,13 @@ shell_history = osquery_table(
 @shell_history.snapshot
 def commands(wanted: Constraints) -> Iterator[Row]:
     mask = wanted.context.access.masker.line
-    for account, match in user_files(wanted, *HISTORY_FILES, shown=_SHOWN):
+
+    def rows(account: Account, match: Match, check: Callable[[], None]) -> Iterator[Row]:
         file = from_os(match.path)
-        for time, command in shell_commands(lines(match, wanted.context.reads, wanted.check)):
+        for time, command in shell_commands(lines(match, wanted.context.reads, check)):
             yield account.uid, time, mask(from_bytes(command)), file
+
+    return user_rows(wanted, *HISTORY_FILES, rows=rows, shown=_SHOWN)
 
 
 TABLES = (shell_history,)

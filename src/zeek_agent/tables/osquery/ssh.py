@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from zeek_agent.access import ShownFiles
+from zeek_agent.host.accounts.name_service import Account
 from zeek_agent.host.accounts.ssh_files import ClientOption, authorized_key, client_option
 from zeek_agent.host.files.contents import lines
 from zeek_agent.host.files.file_rules import RefusedError
@@ -17,7 +18,7 @@ from zeek_agent.masking.masker import Masker
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints
 from zeek_agent.tables.osquery._declaration import WITHOUT_NAMESPACES, osquery_table
-from zeek_agent.tables.osquery._user_files import user_files
+from zeek_agent.tables.osquery._user_files import user_files, user_rows
 from zeek_agent.text import from_bytes, from_os, to_bytes
 
 _KNOWN_HOSTS: Final = ShownFiles(("/**/.ssh/known_hosts",))
@@ -110,13 +111,16 @@ ssh_configs = osquery_table(
 @authorized_keys.snapshot
 def keys(wanted: Constraints) -> Iterator[Row]:
     masker = wanted.context.access.masker
-    for account, match in user_files(wanted, ".ssh/authorized_keys", ".ssh/authorized_keys2"):
+
+    def rows(account: Account, match: Match, check: Callable[[], None]) -> Iterator[Row]:
         file = from_os(match.path)
-        for line in lines(match, wanted.context.reads, wanted.check):
+        for line in lines(match, wanted.context.reads, check):
             found = authorized_key(line)
             if found is not None:
                 options, algorithm, key, comment = map(from_bytes, found)
                 yield account.uid, algorithm, key, _masked_restrictions(options, masker), comment, file, None
+
+    return user_rows(wanted, ".ssh/authorized_keys", ".ssh/authorized_keys2", rows=rows)
 
 
 def _masked_restrictions(options: str, masker: Masker) -> str:
@@ -157,27 +161,32 @@ def private_keys(wanted: Constraints) -> Iterator[Row]:
 
 @known_hosts.snapshot
 def accepted_hosts(wanted: Constraints) -> Iterator[Row]:
-    for account, match in user_files(wanted, ".ssh/known_hosts", shown=_KNOWN_HOSTS):
+    def rows(account: Account, match: Match, check: Callable[[], None]) -> Iterator[Row]:
         file = from_os(match.path)
-        for line in lines(match, wanted.context.reads, wanted.check):
+        for line in lines(match, wanted.context.reads, check):
             entry = line.strip()
             if entry and not entry.startswith(b"#"):
                 yield account.uid, from_bytes(entry), file
+
+    return user_rows(wanted, ".ssh/known_hosts", rows=rows, shown=_KNOWN_HOSTS)
 
 
 @ssh_configs.snapshot
 def client_options(wanted: Constraints) -> Iterator[Row]:
     context = wanted.context
-    for account, match in user_files(wanted, ".ssh/config", shown=_CONFIG):
-        yield from _options_in(wanted, account.uid, match)
+
+    def rows(account: Account, match: Match, check: Callable[[], None]) -> Iterator[Row]:
+        return _options_in(wanted, account.uid, match, check)
+
+    yield from user_rows(wanted, ".ssh/config", rows=rows, shown=_CONFIG)
     for match in matching(open_gate(context.access, context.reads, wanted.check), _SYSTEM_CONFIG, wanted.check):
-        yield from _options_in(wanted, 0, match)
+        yield from _options_in(wanted, 0, match, wanted.check)
 
 
-def _options_in(wanted: Constraints, uid: int, match: Match) -> Iterator[Row]:
+def _options_in(wanted: Constraints, uid: int, match: Match, check: Callable[[], None]) -> Iterator[Row]:
     file, block = from_os(match.path), ""
     left = _BLOCK_CHARACTERS_MAX
-    for line in lines(match, wanted.context.reads, wanted.check):
+    for line in lines(match, wanted.context.reads, check):
         option = client_option(line)
         if option is not None:
             text = _masked(option, wanted.context.access.masker)
