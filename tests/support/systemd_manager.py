@@ -1,4 +1,8 @@
-"""A systemd that manages units of its own on a message bus of its own, whatever this host booted with."""
+"""A systemd that manages units of its own on a message bus of its own, whatever this host booted with.
+
+At its start, systemd moves all processes of its control group to another one. It gets control groups of its own, below
+those of the tests.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from waiting import until_sync
 
 SYSTEMD = Path("/lib/systemd/systemd")
@@ -29,8 +34,49 @@ _BUS_UNITS = {
     "ExecStart=/usr/bin/dbus-daemon --config-file=%t/bus.conf --nofork --nopidfile --systemd-activation\n",
 }
 _BOOT = """
-mount -t tmpfs none /run/systemd && mkdir /run/systemd/system && exec {systemd} --user
+set -e
+for group in {groups}; do echo $$ > "$group/cgroup.procs"; done
+mount -t tmpfs none /run/systemd
+mkdir /run/systemd/system
+exec {systemd} --user
 """
+_CPUSET = "cpuset"
+"""A hierarchy whose new groups take no process until they have been given CPUs."""
+
+
+def _own_groups() -> Iterator[Path]:
+    """The control groups of this process as directories, in the hierarchies that systemd may use."""
+    own = {}
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        own[controllers] = path
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields, _, rest = line.partition(" - ")
+        root, place = fields.split()[3:5]
+        kind, _, options = rest.split(" ", 2)
+        for controllers, path in own.items():
+            is_it = kind == "cgroup2" if not controllers else set(controllers.split(",")) <= set(options.split(","))
+            if is_it and controllers != _CPUSET and root == "/":
+                yield Path(place + path)
+
+
+@contextmanager
+def _control_groups(name: str) -> Iterator[list[Path]]:
+    """A new group of that name in each hierarchy; skips the test where this host permits none."""
+    groups: list[Path] = []
+    try:
+        for group in _own_groups():
+            try:
+                (group / name).mkdir()
+            except OSError as error:
+                pytest.skip(f"no control group can be made: {error}")
+            groups.append(group / name)
+        yield groups
+    finally:
+        for group in groups:
+            for inside in sorted(group.rglob("*/"), reverse=True):
+                inside.rmdir()
+            group.rmdir()
 
 
 class SystemdManager:
@@ -72,8 +118,9 @@ def systemd_manager(place: Path, units: dict[str, str]) -> Iterator[SystemdManag
         "DBUS_SESSION_BUS_ADDRESS": f"unix:path={place}/socket",
         "SYSTEMD_LOG_TARGET": "console",
     }
-    with (place / "output").open("wb") as output:
-        boot = ["unshare", "--mount", "sh", "-c", _BOOT.format(systemd=SYSTEMD)]
+    with _control_groups(f"zeek-agent-test-{os.getpid()}") as groups, (place / "output").open("wb") as output:
+        script = _BOOT.format(systemd=SYSTEMD, groups=" ".join(map(str, groups)))
+        boot = ["unshare", "--mount", "sh", "-c", script]
         systemd = subprocess.Popen(boot, env=environment, stdout=output, stderr=output)
         try:
             manager = SystemdManager(systemd.pid, place, environment)

@@ -54,6 +54,8 @@ def other(name: str, directory: Path) -> object:
     if name == "collector.pack":
         shutil.copy(PACK, directory / "pack.toml")
         return str(directory / "pack.toml")
+    if name == "collector.packs":
+        return ("default",)
     if name == "metrics.listen":
         return f"unix:{directory / 'metrics.sock'}"
     default, kind = setting.default, setting.type

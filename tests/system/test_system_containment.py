@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +121,10 @@ def _open_files(pid: int) -> list[tuple[str, int]]:
     """Paths, and the flags with which they were opened."""
     found = []
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        lines = Path(f"/proc/{pid}/fdinfo/{descriptor.name}").read_text().splitlines()
-        flags = next(int(line.split()[1], 8) for line in lines if line.startswith("flags:"))
-        found.append((str(descriptor.readlink()), flags))
+        with suppress(FileNotFoundError):  # closed meanwhile
+            lines = Path(f"/proc/{pid}/fdinfo/{descriptor.name}").read_text().splitlines()
+            flags = next(int(line.split()[1], 8) for line in lines if line.startswith("flags:"))
+            found.append((str(descriptor.readlink()), flags))
     return found
 
 
