@@ -14,7 +14,7 @@ from zeek_agent.queries.subscriptions import Change, Query, Subscription
 from zeek_agent.zeek import broker_json
 from zeek_agent.zeek.protocol import HELLO_FIELDS, AgentHello, ResultRow
 
-JOIN = "SELECT p.pid, u.username, u.shell FROM processes p JOIN osquery_users u ON u.uid = p.uid WHERE p.pid = {pid}"
+JOIN = "SELECT p.pid, u.username, u.shell FROM processes p JOIN people u ON u.uid = p.uid WHERE p.pid = {pid}"
 
 
 def tables_of(hello: AgentHello) -> set[str]:
@@ -25,14 +25,15 @@ def tables_of(hello: AgentHello) -> set[str]:
 async def test_a_scheduled_join_reports_differences_and_pauses_while_osquery_is_away(tmp_path: Path) -> None:
     tables = usual_tables()
     uid, pid = os.getuid(), os.getpid()
-    tables["users"].rows = [(uid, 0, "me", "", "/", "/bin/sh", None)]
+    tables["people"] = tables["users"]
+    tables["people"].rows = [(uid, 0, "me", "", "/", "/bin/sh", None)]
     settings = {"osquery.socket": tmp_path / "osquery.em", "osquery.refresh": 0.2, "zeek.hello_interval": 0.5}
     query = Query(
         JOIN.format(pid=pid),
         "Test::row",
         schedule=0.3,
         subscription=Subscription.DIFFERENCES,
-        requires_tables=frozenset({"osquery_users"}),
+        requires_tables=frozenset({"people"}),
     )
     osquery = Osqueryd(tmp_path / "osquery.em", tables)
     async with zeek_server() as zeek:
@@ -57,9 +58,9 @@ async def test_a_scheduled_join_reports_differences_and_pauses_while_osquery_is_
             await installed(state="waiting")
             with osquery:
                 await installed(state="running", ran=1)
-                hello = await client.expect(AgentHello, lambda hello: "deb_packages" in tables_of(hello))
-                assert "osquery_deb_packages" not in tables_of(hello)
-                osquery.tables["users"].rows = [(uid, 0, "me", "", "/", "/bin/zsh", None)]
+                hello = await client.expect(AgentHello, lambda hello: "people" in tables_of(hello))
+                assert "osquery_people" not in tables_of(hello)
+                osquery.tables["people"].rows = [(uid, 0, "me", "", "/", "/bin/zsh", None)]
                 assert await expect(Change.DELETE, 1) == (pid, "me", "/bin/sh")
                 assert await expect(Change.ADD, 1) == (pid, "me", "/bin/zsh")
                 (source,) = await agent.ask("SELECT * FROM zeek_agent_sources WHERE source = 'osquery'")
@@ -67,8 +68,8 @@ async def test_a_scheduled_join_reports_differences_and_pauses_while_osquery_is_
             await installed(state="waiting")
             (source,) = await agent.ask("SELECT * FROM zeek_agent_sources WHERE source = 'osquery'")
             assert not source["active"]
-            await client.expect(AgentHello, lambda hello: "deb_packages" not in tables_of(hello), number=2)
-            osquery.tables["users"].rows = [(uid, 0, "you", "", "/", "/bin/zsh", None)]
+            await client.expect(AgentHello, lambda hello: "people" not in tables_of(hello), number=2)
+            osquery.tables["people"].rows = [(uid, 0, "you", "", "/", "/bin/zsh", None)]
             with osquery:
                 assert await expect(Change.DELETE, 2) == (pid, "me", "/bin/zsh")
                 assert await expect(Change.ADD, 2) == (pid, "you", "/bin/zsh")

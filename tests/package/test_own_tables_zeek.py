@@ -67,7 +67,7 @@ async def test_the_script_of_the_documentation_gets_rows(tmp_path: Path, place: 
     program = script(place, "command", f"exec /usr/bin/cat {devices}")
     path = declared(
         place,
-        f"""[tables.block_devices]
+        f"""[tables.disks]
 summary = "devices"
 command = ["{program}"]
 programs = ["/usr/bin/cat"]
@@ -82,10 +82,10 @@ columns = [
     with zeek(tmp_path / "zeek", site=site) as url:
         async with running(tmp_path, f"--zeek={url}", "--set", f"tables.files={path}") as agent:
             await joined(tmp_path / "zeek")
-            sql = "SELECT runs FROM zeek_agent_queries WHERE sql GLOB '*block_devices*' AND runs > {runs}"
+            sql = "SELECT runs FROM zeek_agent_queries WHERE sql GLOB '*disks*' AND runs > {runs}"
             await until(lambda: agent.ask(sql.format(runs=1)))
             devices.write_text('[{"name": "sda", "size": 5}]')
-            delivered = "SELECT 1 FROM zeek_agent_queries WHERE sql GLOB '*block_devices*' AND rows > 0"
+            delivered = "SELECT 1 FROM zeek_agent_queries WHERE sql GLOB '*disks*' AND rows > 0"
             await until(lambda: agent.ask(delivered))
     output = (tmp_path / "zeek/output").read_text()
     assert re.search(r", new, \[name=sda, size=5\]", output), output

@@ -94,11 +94,11 @@ async def test_the_examples_of_the_documentation_run(tmp_path: Path, place: Path
         assert whole == {"bytes": 734_003_200, "failed": (), "seq": 1}
         listed = await agent.ask(
             "SELECT name, kind, summary FROM zeek_agent_tables "
-            "WHERE name IN ('block_devices', 'name_services', 'backup_jobs_events') ORDER BY name"
+            "WHERE name IN ('disks', 'name_services', 'backup_jobs_events') ORDER BY name"
         )
         assert [(one["name"], one["kind"]) for one in listed] == [
             ("backup_jobs_events", "events"),
-            ("block_devices", "snapshot"),
+            ("disks", "snapshot"),
             ("name_services", "snapshot"),
         ]
         assert listed[0]["summary"] == "backup jobs that ended"
