@@ -21,8 +21,8 @@ TO_ZEEK: Final = {"_post_error", "error_frame"}
 LEVELS: Final = {"'WARNING'", "'ERROR'"}
 SHOWN: Final = {"last_error", "notice", "failure", "warning", "collector_error", "missing", "requirement"}
 """Attributes whose text `status`, `doctor` and tables show."""
-RETURNING: Final = {"probe", "shortcoming"}
-"""Functions whose texts `doctor` and `zeek_agent_sources` show."""
+RETURNING: Final = {"probe", "requirement", "shortcoming"}
+"""Functions whose texts `doctor`, `zeek_agent_sources` and errors show."""
 WHOLE_MODULES: Final = {"zeek/connection_errors.py"}
 """Modules of which each text is a message."""
 
