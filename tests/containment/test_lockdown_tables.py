@@ -48,7 +48,7 @@ def without_iterators(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def query(statement: str) -> list[dict[str, Any]]:
     """The rows, by a connection of their own, as in a worker."""
-    limits = LimitSettings()
+    limits = LimitSettings(time=60.0)  # suid_bin searches /tmp
     connection = SqlConnection(
         Catalog.of(1, builtin_tables()),
         Profile.FULL,

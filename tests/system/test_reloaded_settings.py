@@ -55,7 +55,10 @@ def other(name: str, directory: Path) -> object:
         shutil.copy(PACK, directory / "pack.toml")
         return str(directory / "pack.toml")
     if name == "collector.packs":
-        return ("default",)
+        (directory / "further.conf").write_text(
+            '{"schedule": {"up": {"query": "SELECT * FROM uptime", "interval": 60}}}'
+        )
+        return (str(directory / "further.conf"),)
     if name == "metrics.listen":
         return f"unix:{directory / 'metrics.sock'}"
     default, kind = setting.default, setting.type
