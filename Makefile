@@ -17,7 +17,7 @@ run: setup ## Run the agent with its embedded collector: Zeek logs in ./logs, st
 
 test: setup ## Run all tests except the soaks (a selection: ARGS="-k sockets")
 	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder $(ARGS) || { \
-		echo; echo "what failed, once more and with no other test beside it:"; \
+		echo; echo "the tests that failed, once more and alone:"; \
 		PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(ARGS); }
 
 soak: setup ## Run the soaks: long runs, floods and rates (a selection: ARGS="-k outage")
