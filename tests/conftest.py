@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("zeek") and shutil.which("zeek") is None:
             item.add_marker(without_zeek)
     items.sort(key=lambda item: turn(item.nodeid))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, None, None]:
+    """Skip a test that compares with a program which this machine does not have."""
+    try:
+        return (yield)
+    except FileNotFoundError as error:
+        program = error.filename
+        if not isinstance(program, str) or "/" in program or shutil.which(program) is not None:
+            raise
+        pytest.skip(f"needs {program} on PATH")
 
 
 ALONE = {

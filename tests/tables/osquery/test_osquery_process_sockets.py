@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import shutil
 import socket
 import subprocess
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from zeek_agent.text import from_bytes
 
 CLONE_NEWNET = 0x4000_0000
 NETNS = str(Path("/proc/self/ns/net").stat().st_ino)
+NEEDS_LSOF = pytest.mark.skipif(shutil.which("lsof") is None, reason="needs lsof on PATH")
 
 
 def mine(condition: str = "1") -> dict[int, dict[str, Any]]:
@@ -113,6 +115,7 @@ def test_each_column_of_a_connection_is_that_of_the_socket() -> None:
     assert client.fileno() not in mine()
 
 
+@NEEDS_LSOF
 def test_ipv4_over_an_ipv6_socket_has_mapped_addresses() -> None:
     with (
         socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listener,
@@ -255,6 +258,7 @@ def test_a_connection_of_nobody_has_no_process() -> None:
 
 
 @pytest.mark.root
+@NEEDS_LSOF
 def test_sockets_of_other_network_namespaces_are_there(tmp_path: Path) -> None:
     kept = []
 
