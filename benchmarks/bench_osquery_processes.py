@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import signal
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 from rich.console import Console
 from rich.table import Table
+from rig import crowd
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.bpf import iterators
@@ -39,33 +36,6 @@ STATEMENTS: Final = (
     "SELECT * FROM process_open_sockets",
     "SELECT * FROM osquery_listening_ports",
 )
-
-
-@contextmanager
-def crowd(processes: int, files_each: int) -> Iterator[None]:
-    """Processes that sleep, each with some files open."""
-    ready, told = os.pipe()
-    pids = []
-    for _ in range(processes):
-        pid = os.fork()
-        if pid == 0:
-            for _ in range(files_each):
-                os.open(__file__, os.O_RDONLY)
-            os.write(told, b".")
-            os.closerange(told, told + 1)
-            signal.pause()
-        pids.append(pid)
-    waiting = processes
-    while waiting:
-        waiting -= len(os.read(ready, waiting))
-    os.close(ready)
-    os.close(told)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
 
 
 async def measure(database: Database, rounds: int, table: Table) -> None:
@@ -93,7 +63,7 @@ async def main() -> None:
         table.add_column(heading)
     access = AccessPolicy(AccessSettings(secrets_deny=()))
     limits = LimitSettings(rows=1_000_000, memory_bytes=1 << 30, time=60.0)
-    with crowd(arguments.processes, arguments.files):
+    with crowd(arguments.processes, files_each=arguments.files):
         database = Database(builtin_tables(), TableContext(NoAgent(), access), limits)
         try:
             await measure(database, arguments.rounds, table)

@@ -34,8 +34,8 @@ QUIET = 0.7
 
 
 @contextmanager
-def crowd(processes: int, sockets_each: int = 0) -> Iterator[None]:
-    """Processes that sleep, each with some sockets of its own: half TCP listeners, half UDP."""
+def crowd(processes: int, sockets_each: int = 0, files_each: int = 0) -> Iterator[None]:
+    """Processes that sleep, each with some sockets of its own, half TCP listeners, half UDP, and with open files."""
     ready, told = os.pipe()
     pids = []
     for _ in range(processes):
@@ -46,6 +46,8 @@ def crowd(processes: int, sockets_each: int = 0) -> Iterator[None]:
                 one.bind(("127.0.0.1", 0))
                 if n % 2:
                     one.listen(1)
+            for _ in range(files_each):
+                os.open(__file__, os.O_RDONLY)
             os.write(told, b".")
             signal.pause()
         pids.append(pid)

@@ -95,8 +95,8 @@ def _search(pattern: Any, value: Any) -> Any:
 
 
 def regex_split(check: Callable[[], None], value: Any, pattern: Any, index: Any) -> str | None:
-    """Part number `index` (from 0) of the value, split at each match of the pattern (RE2). Parts can be empty, but
-    there is none after a match at the end. NULL if there is no such part."""
+    """Part number `index` (from 0) of the value, split at each match of the pattern (RE2). Parts can be
+    empty, but an empty one behind the last match is left out. NULL without such a part."""
     if value is None or pattern is None or index is None:
         return None
     if not as_text(pattern):

@@ -78,7 +78,7 @@ _INFO: Final = {
     "memory": ("MemTotal", "int", "memory of the host in bytes"),
     "http_proxy": ("HttpProxy", "text", "proxy for HTTP, without password"),
     "https_proxy": ("HttpsProxy", "text", "proxy for HTTPS, without password"),
-    "no_proxy": ("NoProxy", "text", "hosts for which there is no proxy"),
+    "no_proxy": ("NoProxy", "text", "hosts that are reached without a proxy"),
     "name": ("Name", "text", "name of the host"),
     "server_version": ("ServerVersion", "text", "version of the engine"),
     "root_dir": ("DockerRootDir", "text", "directory of its data"),

@@ -1,4 +1,4 @@
-"""Login sessions, and logins and logouts on record."""
+"""Login sessions, and recorded logins and logouts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _TYPES_OF_LAST: Final = {accounting.USER_PROCESS: "user-process", accounting.DEA
 
 logged_in_users = osquery_table(
     "logged_in_users",
-    "login sessions, and what else is in utmp",
+    "login sessions and the other records of utmp",
     description=(
         "One row per record of `/run/utmp` that is not of process 1: terminals with and without a session, the boot. "
         "Where there is no such file, one row per session with a terminal, as in [`logins`](tables.md#logins)."
@@ -52,7 +52,7 @@ logged_in_users = osquery_table(
 
 last = osquery_table(
     "last",
-    "logins and logouts on record",
+    "recorded logins and logouts",
     description=(
         "One row per record of a login or of its end in `/var/log/wtmp`, the oldest first. Where there is no such "
         "file, those in the database of wtmpdb(8), whose rows have no `pid`."
