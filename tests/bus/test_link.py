@@ -1,0 +1,64 @@
+"""A connection to a real NATS server: requests, their failures, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from nats_server import nats_server
+
+from zeek_agent.bus import link
+from zeek_agent.bus.link import NoListenerError, Received
+
+
+async def test_requests_are_answered_over_the_bus(tmp_path: Path) -> None:
+    with nats_server(tmp_path / "hub") as server:
+        asking = await link.connect([server.url], name="asking", inbox="inbox.a")
+        answering = await link.connect([server.url], name="answering", inbox="inbox.b")
+
+        async def answer(message: Received) -> None:
+            await answering.publish(message.reply, message.payload.upper())
+
+        end = await answering.subscribe("questions.*", answer)
+        await answering.flush()
+        assert await asking.request("questions.one", b"who", 5) == b"WHO"
+        await end()
+        await answering.flush()
+        with pytest.raises(NoListenerError):
+            await asking.request("questions.one", b"who", 5)
+        await answering.subscribe("silence", lambda _: asyncio.sleep(0))
+        await answering.flush()
+        with pytest.raises(TimeoutError):
+            await asking.request("silence", b"who", 0.05)
+        await asking.close()
+        await answering.close()
+
+
+async def test_the_end_of_a_server_ends_the_connection(tmp_path: Path) -> None:
+    with nats_server(tmp_path / "hub") as server:
+        connection = await link.connect([server.url], name="agent", inbox="inbox.a")
+        assert connection.is_open
+        assert connection.server == f"127.0.0.1:{server.port}"
+        server.kill()
+        with pytest.raises(ConnectionError, match="connection to the bus lost"):
+            await connection.ended()
+        assert not connection.is_open
+        with pytest.raises(ConnectionError):
+            await connection.publish("somewhere", b"lost")
+        server.start_again()
+        again = await link.connect([server.url], name="agent", inbox="inbox.a")
+        assert again.is_open
+        await again.close()
+
+
+async def test_no_server_is_a_connection_error() -> None:
+    with pytest.raises(ConnectionError):
+        await link.connect(["nats://127.0.0.1:1"], name="agent", inbox="inbox.a")
+
+
+async def test_a_second_server_is_used_when_the_first_is_away(tmp_path: Path) -> None:
+    with nats_server(tmp_path / "hub") as server:
+        connection = await link.connect(["nats://127.0.0.1:1", server.url], name="agent", inbox="inbox.a")
+        assert connection.server.endswith(str(server.port))
+        await connection.close()
