@@ -810,7 +810,7 @@ function on_local_agents(name: string, value: set[string]): set[string]
 
 function on_local_nets(name: string, value: set[subnet]): set[subnet]
 	{
-	has_local_nets = F;
+	has_local_nets = |value| > 0 && ! Site::private_address_space_is_local;
 
 	for ( net in value )
 		if ( net !in Site::private_address_space )
