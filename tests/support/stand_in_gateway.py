@@ -90,9 +90,7 @@ class GatewayAgent:
         """One row as version 1 of the API has it, of encoded cells."""
         context = protocol.context_record(Context(self.id, time.time(), query_id, change))
         event = self.queries[query_id].event
-        await self.gateway.send(
-            protocol.event_message(self._response_topic, event, context, broker_json.vector(cells))
-        )
+        await self.gateway.send(protocol.event_message(self._response_topic, event, context, broker_json.vector(cells)))
 
     async def batch(self, query_id: str, rows: Sequence[dict[str, Any]], **more: Any) -> None:
         await self.gateway.send(self.batch_frame(query_id, rows, **more))
