@@ -553,6 +553,11 @@ event greet(agent_id: string, connected: time)
 		say_hello(host_topic(agent_id));
 	}
 
+event greet_gateway(gateway: string)
+	{
+	say_hello(fmt("%s%s/group/all", via_topic, gateway));
+	}
+
 event client_added(node: string, endpoint_id: string, agent_ids: set[string],
     gateways: set[string])
 	{
@@ -568,8 +573,10 @@ event client_added(node: string, endpoint_id: string, agent_ids: set[string],
 			clients_by_gateway[gateway] = set();
 
 		add clients_by_gateway[gateway][endpoint_id];
-		# It has to know what is supported before it passes on hellos.
-		say_hello(fmt("%s%s/group/all", via_topic, gateway));
+		# It has to know what is supported before it passes on hellos. Its subscriptions may not be known everywhere yet.
+		event greet_gateway(gateway);
+		schedule 0.5sec { greet_gateway(gateway) };
+		schedule 3sec { greet_gateway(gateway) };
 		}
 
 	for ( agent_id in agent_ids )
