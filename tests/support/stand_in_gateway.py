@@ -220,7 +220,7 @@ def subscriptions(name: str) -> list[str]:
 
 
 @asynccontextmanager
-async def gateway(url: str, name: str = "gw1") -> AsyncIterator[Gateway]:
+async def gateway(url: str, name: str = "gw1", topics: Sequence[str] = ()) -> AsyncIterator[Gateway]:
     """A gateway that has connected to a Zeek, which may still be starting."""
     deadline = time.monotonic() + CONNECT_SECONDS
     while True:
@@ -233,7 +233,7 @@ async def gateway(url: str, name: str = "gw1") -> AsyncIterator[Gateway]:
             assert time.monotonic() < deadline, "Zeek does not listen"
             await asyncio.sleep(0.1)
     async with websocket:
-        await websocket.send(protocol.subscription_message(subscriptions(name)))
+        await websocket.send(protocol.subscription_message(topics or subscriptions(name)))
         acknowledged = protocol.read_message(await websocket.recv(decode=False))
         assert isinstance(acknowledged, protocol.Ack), acknowledged
         connected = Gateway(name, websocket)
@@ -244,3 +244,11 @@ async def gateway(url: str, name: str = "gw1") -> AsyncIterator[Gateway]:
             reader.cancel()
             with suppress(asyncio.CancelledError):
                 await reader
+
+
+@asynccontextmanager
+async def direct_agent(url: str, agent_id: str, **options: Any) -> AsyncIterator[GatewayAgent]:
+    """An agent with a connection of its own, for comparison."""
+    topics = protocol.subscriptions(agent_id, (), "linux")
+    async with gateway(url, "none", topics=topics) as connection:
+        yield connection.agent(agent_id, **options)
