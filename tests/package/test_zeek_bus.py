@@ -25,7 +25,6 @@ from test_zeek_gateways import PROBE, drops, states, stock_zeek
 from waiting import until
 from zeek_program import PACKAGE, needs_zeek, records, zeek
 
-from zeek_agent.bus import subjects
 from zeek_agent.zeek import broker_json, protocol
 from zeek_agent.zeek.protocol import Batch, RowsAck
 
@@ -267,7 +266,6 @@ async def test_connections_of_hosts_behind_gateways_are_attributed_at_both_ends(
         tagged += found == true
         if any(mine not in (None, its) for mine, its in zip(found, true, strict=True)):
             wrong.append((one, line))
-    print(f"{len(truth)} connections, {seen} logged, {tagged} attributed at both ends, {len(wrong)} wrong")
     assert seen >= 0.99 * 2 * number
     assert not wrong
     assert tagged >= 0.999 * seen
