@@ -6,7 +6,7 @@ names are single tokens. The bus carries messages of version 1 of the Zeek Agent
 | Subject | From, to | Payload |
 |---|---|---|
 | `za.v1.all.CLUSTER` | gateways to all agents | `Beacon` |
-| `za.v1.who` | agent to all gateways that have Zeek, at its start | none; each replies with a `Beacon` that names its cluster |
+| `za.v1.who` | agent to all gateways that have Zeek, request | none; replies are `Beacon`s with their cluster |
 | `za.v1.hello.CLUSTER.ID` | agent to one of the gateways, request | `Hello`; the reply is `Welcome` or `Refusal` |
 | `za.v1.up.GATEWAY.ID.SESSION.KIND…` | agent to its gateway | by `Up` |
 | `za.v1.dn.ID.SESSION.KIND` | gateway to agent | by `Down` |
