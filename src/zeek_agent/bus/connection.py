@@ -131,9 +131,10 @@ class BusConnection:
         rows = [cluster.status() for cluster in welcomed]
         if any(cluster.session is not None for cluster in welcomed):
             return rows
-        return [*rows, self._status()]
+        return [*rows, self.status()]
 
-    def _status(self) -> ConnectionStatus:
+    def status(self) -> ConnectionStatus:
+        """Of the connection to a server, whatever the clusters there."""
         return ConnectionStatus(
             destination=str(self.destination),
             state=self._state.value,
