@@ -25,7 +25,7 @@ from zeek_agent.bus import link, messages, subjects
 from zeek_agent.bus.cluster import turn
 from zeek_agent.bus.connection import BusConnection
 from zeek_agent.bus.credentials import BusFiles
-from zeek_agent.bus.messages import Refusal
+from zeek_agent.bus.messages import Beacon, Refusal
 from zeek_agent.bus.session import BusTransport, Times
 from zeek_agent.bus.subjects import Down
 from zeek_agent.config import BusSettings, BusTlsSettings, ZeekSettings
@@ -123,7 +123,7 @@ async def test_an_agent_says_hello_and_is_asked_over_the_bus(server: NatsServer)
         row = await client.expect(ResultRow)
         status = one.row()
     assert client.greeting is not None
-    assert (client.greeting.instance, client.greeting.groups) == (IDENTITY.instance, ("Web",))
+    assert (client.greeting.instance, client.greeting.groups) == (IDENTITY.instance, ("Web", "linux"))
     assert hello.context.agent_id == row.context.agent_id == IDENTITY.agent
     assert row.context.query_id == "q1"
     assert (status.state, status.instances, status.zeek_version) == ("connected", 1, gateway.ack.version)
@@ -319,6 +319,18 @@ async def test_another_gateway_takes_over_from_one_that_is_gone(server: NatsServ
             await second.start()
         await (await second.client()).expect(AgentHello)
         assert "is gone" in one.row().last_error
+
+
+async def test_an_agent_moves_when_a_beacon_names_its_gateway_as_gone(server: NatsServer) -> None:
+    slow = Times(beat=60.0, silence=200.0)
+    async with scripted_gateway(server.url) as gateway, agent(server.url, times=slow):
+        client = await gateway.client()
+        await client.expect(AgentHello)
+        for gone, subject in (("gw2", "main"), ("gw1", "other"), ("gw1", "main")):
+            beacon = messages.encode(Beacon("gw3", gone=gone))
+            await gateway.link.publish(subjects.all_agents(subject), beacon)
+        await (await gateway.client()).expect(AgentHello)
+        assert client.session != list(gateway.sessions)[-1]
 
 
 async def test_a_silent_gateway_is_left(server: NatsServer) -> None:

@@ -48,7 +48,7 @@ class Up(StrEnum):
     WANT = "want"
     """`Want`: the size of the next batch, which needs a grant."""
     BEAT = "beat"
-    """No payload: the agent is there. Sent at intervals, and as the answer to `ping`."""
+    """No payload: the agent is there. Sent at intervals, and as the answer to `ping`. A request has an empty answer."""
     BYE = "bye"
     """No payload: the agent ends the session."""
 
@@ -79,6 +79,10 @@ class Peer(StrEnum):
     """`PeerBeat`, to all."""
     CLAIM = "claim"
     """`claim.ID`: `Claim`, a request to all: may the sender have a session with that agent?"""
+    PING = "ping"
+    """`ping.GATEWAY`, a request to one: is it there? The answer is empty."""
+    REPLY = "reply"
+    """`reply.GATEWAY.…`: answers to that gateway's requests."""
 
 
 class UpSubject(NamedTuple):
@@ -171,9 +175,14 @@ def inbox(agent_id: str) -> str:
 
 
 def peers(cluster: str, kind: Peer, agent_id: str | None = None) -> str:
-    """Subject among a cluster's gateways; a claim names the agent, and `*` stands for any."""
+    """Subject of beats and claims among a cluster's gateways; a claim names the agent, and `*` stands for any."""
     named = "" if kind is Peer.BEAT else f".{'*' if agent_id is None else token(agent_id)}"
     return f"{ROOT}.gw.{cluster}.{kind}{named}"
+
+
+def peer(cluster: str, kind: Peer, gateway: str) -> str:
+    """Subject of pings to one gateway, and prefix of the subjects of replies to it."""
+    return f"{ROOT}.gw.{cluster}.{kind}.{gateway}"
 
 
 def renewal(agent_id: str) -> str:
