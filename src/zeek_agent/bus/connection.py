@@ -211,7 +211,7 @@ class BusConnection:
     async def _receive(self, message: Received) -> None:
         """A message to one of the sessions, or a reply to `who`."""
         if message.subject == self._who_replies:
-            if message.payload:  # without, nobody listens
+            if message.payload:  # it is empty if there is no gateway
                 self._heard(message.payload, None)
             return
         try:

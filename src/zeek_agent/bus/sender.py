@@ -163,9 +163,9 @@ class BusSender:
             return
         self._cause = cause
         for entry in (*self._small, *self._bulk):
-            _fail(entry.sent, cause)
+            _end_future(entry.sent, cause)
         for sent in self._unacknowledged:
-            _fail(sent.acknowledged, cause)
+            _end_future(sent.acknowledged, cause)
         self._small.clear()
         self._bulk.clear()
         self._unacknowledged.clear()
@@ -262,7 +262,7 @@ class BusSender:
                 lane.popleft()
 
 
-def _fail(future: asyncio.Future[Any], cause: str) -> None:
+def _end_future(future: asyncio.Future[Any], cause: str) -> None:
     if not future.done():
         future.set_exception(ConnectionError(cause))
         future.exception()  # nobody may be waiting for it

@@ -263,7 +263,7 @@ class BusSession:
                 await self._beat()
 
     async def _beat(self) -> None:
-        """Send a beat as a request: the server answers it at once if nobody listens, and a gateway may answer it."""
+        """Send a beat as a request: the server answers it at once if there is no listener, else the gateway does."""
         self._beat_at = self._monotonic()
         try:
             await self._link.request(self._up(Up.BEAT), b"", self._times.hello)

@@ -187,7 +187,11 @@ zeek_agent_connections = Table(
     ),
     columns=[
         Column("destination", "text", "URL, `embedded` for the embedded collector, or `nats:CLUSTER`"),
-        Column("state", "text", "`connecting`, `connected`, `waiting` after a failure or while a gateway has no Zeek, or `stopped`"),
+        Column(
+            "state",
+            "text",
+            "`connecting`, `connected`, `waiting` after a failure or while a gateway has no Zeek, or `stopped`",
+        ),
         Column("since", "time", "when it entered that state"),
         Column("endpoint", "text", "Zeek's name for its side of the connection"),
         Column(

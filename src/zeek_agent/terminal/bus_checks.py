@@ -168,7 +168,7 @@ async def _gateways(link: Link, agent_id: str) -> Check:
         try:
             beacon = messages.read(message.payload, Beacon)
         except BadMessageError:
-            return  # without a payload, nobody listens
+            return  # it is empty if there is no gateway
         if subjects.is_name(beacon.cluster):
             found.add(f"{beacon.cluster} by {beacon.gateway}")
 
