@@ -92,7 +92,7 @@ class Session:
     async def run(self) -> None:
         """Run until the connection ends. Raises ConnectionClosed or ConnectionError with the cause."""
         try:
-            await _first_to_end(
+            await first_to_end(
                 self._read(), self._send_hellos(), self._watch_hello(), self._send_errors(), self._check_liveness()
             )
         finally:
@@ -337,7 +337,7 @@ def _watched(hello: Result) -> tuple[object, ...]:
     return tuple(hello.rows[0][index] for index in _WATCHED)
 
 
-async def _first_to_end(*parts: Coroutine[Any, Any, None]) -> None:
+async def first_to_end(*parts: Coroutine[Any, Any, None]) -> None:
     """Run all until one ends, normally by an exception; then cancel the others."""
     tasks = [asyncio.create_task(part) for part in parts]
     try:
