@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from zeek_agent import __version__, destination
 from zeek_agent.bus import link as bus_link
-from zeek_agent.bus import messages, subjects
+from zeek_agent.bus import subjects
 from zeek_agent.bus.link import Link, NoListenerError
 from zeek_agent.bus.messages import BEAT_SECONDS, PEER_BEAT_SECONDS, SILENCE_SECONDS, Again
 from zeek_agent.bus.subjects import Down, Peer
@@ -203,6 +203,7 @@ class Gateway:
             core.payload_bytes_max = link.payload_bytes_max
             await self._subscribe(link, failed)
             self._link = link
+            self._admission.began = self._monotonic()
             log.info("connected to the bus at %s, version %s", link.server, link.server_version)
             self._zeek_changed.set()
             sender = asyncio.create_task(core.outbox.run(link))
@@ -383,7 +384,6 @@ def _credentials(settings: GatewaySettings) -> str | None:
 
 def _tls(settings: GatewaySettings) -> ssl.SSLContext | None:
     """The context for servers that require TLS; None if no server is named `tls://` and no setting asks for it."""
-    wanted = (
-        settings.tls.ca_file or settings.tls.certificate or any(one.startswith("tls://") for one in settings.servers)
-    )
+    encrypted = any(server.startswith("tls://") for server in settings.servers)
+    wanted = encrypted or settings.tls.ca_file or settings.tls.certificate
     return tls.client_context(settings.tls) if wanted else None
