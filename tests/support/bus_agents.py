@@ -20,7 +20,6 @@ from typing import TypeVar
 
 from scripted_agent import hello_record
 
-
 from zeek_agent.bus import link as bus_link
 from zeek_agent.bus import messages, subjects
 from zeek_agent.bus.link import Link, NoListenerError, Received

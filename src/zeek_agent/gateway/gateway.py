@@ -41,6 +41,7 @@ DRAIN_SECONDS: Final = 10.0
 LINK_GRACE_SECONDS: Final = 15.0
 """Agents whose gateway had lost the bus may come back within this time before Zeek is notified."""
 PING_SECONDS: Final = 1.0
+_SERVER: Final = re.compile(r"(nats|tls)://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?/?", re.ASCII)
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -70,6 +71,9 @@ class Gateway:
         for setting, text in (("cluster", cluster), ("name", name)):
             if not subjects.is_name(text):
                 raise UsageError(f"gateway.{setting}: only letters, digits, - and _, at most 64: {clipped(text)!r}")
+        for server in settings.servers:
+            if _SERVER.fullmatch(server) is None:
+                raise UsageError(f"gateway.servers: not a NATS server: {clipped(server)!r}; write nats://host:port")
         self._settings = settings
         self._monotonic = monotonic
         self._tls = _tls(settings)
