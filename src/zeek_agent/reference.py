@@ -133,7 +133,11 @@ def with_logs(collector: str) -> str:
 def with_metrics(metrics: str) -> str:
     """The page of the metrics with their list."""
     parts = []
-    for title, families in (("Agent", agent_metrics.FAMILIES), ("Collector", collector_metrics.FAMILIES)):
+    for title, families in (
+        ("Agent", agent_metrics.FAMILIES),
+        ("Collector", collector_metrics.FAMILIES),
+        ("Gateway", gateway_metrics.FAMILIES),
+    ):
         rows = [
             (f"`{one.name}`", one.kind, ", ".join(f"`{label}`" for label in one.labels), one.meaning)
             for one in families

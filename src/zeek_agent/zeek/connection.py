@@ -28,6 +28,7 @@ from zeek_agent.zeek import broker_json, connection_errors, message_limits, prot
 from zeek_agent.zeek.instance import Traffic
 from zeek_agent.zeek.pongs import BoundedClientConnection
 from zeek_agent.zeek.session import Session
+from zeek_agent.zeek.transport import WebSocketTransport
 
 if TYPE_CHECKING:
     from zeek_agent.config import ZeekSettings
@@ -137,12 +138,6 @@ async def subscribe(websocket: ClientConnection, topics: Sequence[str], seconds:
     return answer
 
 
-def reconnect_pause(settings: ZeekSettings, failures: int) -> float:
-    """Seconds until the next attempt: random, up to a bound that doubles with each failure."""
-    bound = settings.reconnect_min * 2.0 ** min(max(failures - 1, 0), 30)
-    return random.uniform(0, min(bound, settings.reconnect_max))
-
-
 def limit_send_buffer(websocket: ClientConnection) -> None:
     """Keep the kernel's buffer small, behind which the answers to Zeek's pings are queued."""
     raw_socket: socket.socket = websocket.transport.get_extra_info("socket")
@@ -178,7 +173,7 @@ class ZeekConnection:
         self._runner = runner
         self._clock = clock
         self._monotonic = monotonic
-        self._topics = protocol.subscriptions(identity.agent, settings.groups, _platform_group(platform))
+        self._topics = protocol.subscriptions(identity.agent, settings.groups, platform_group(platform))
         self._session: Session | None = None
         self._work: asyncio.Task[None] | None = None
         self._stopping = False
@@ -223,6 +218,9 @@ class ZeekConnection:
             self._work.cancel()
         return instances
 
+    def statuses(self) -> Sequence[ConnectionStatus]:
+        return (self.status(),)
+
     def status(self) -> ConnectionStatus:
         session = self._session
         return ConnectionStatus(
@@ -264,8 +262,9 @@ class ZeekConnection:
         websocket = await self._open()
         try:
             ack = await subscribe(websocket, self._topics, self._settings.ack_timeout)
+            padding = protocol.BROKER_FRAME_BYTES if ack.is_broker else 0
             session = self._session = Session(
-                websocket,
+                WebSocketTransport(websocket, self._settings, self._monotonic, frame_bytes_min=padding),
                 ack,
                 frozenset(self._topics),
                 url=self._url,
@@ -314,7 +313,13 @@ class ZeekConnection:
             self._state, self._since = state, self._clock()
 
 
-def _platform_group(platform: str) -> str:
+def reconnect_pause(settings: ZeekSettings, failures: int) -> float:
+    """Seconds until the next attempt: random, up to a bound that doubles with each failure."""
+    bound = settings.reconnect_min * 2.0 ** min(max(failures - 1, 0), 30)
+    return random.uniform(0, min(bound, settings.reconnect_max))
+
+
+def platform_group(platform: str) -> str:
     """The group of all agents on a platform, with version 2's names."""
     return {"win32": "windows"}.get(platform, platform)
 
