@@ -9,11 +9,12 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import pytest
 from bus_agents import BusAgent, BusAgents, NotAcknowledgedError, bus_agents
+from gateway_program import gateway_program
 from nats_server import NatsServer, nats_server
 from scripted_agent import SETTINGS, collecting, read
 from waiting import until
@@ -52,23 +53,12 @@ async def collector(tmp_path: Path) -> AsyncIterator[Collector]:
         yield one
 
 
-@contextmanager
-def program(nats: NatsServer, collector: Collector, name: str, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A gateway as a process of its own."""
+def program(
+    nats: NatsServer, collector: Collector, name: str, directory: Path
+) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    """A gateway as a process of its own, in front of the collector."""
     host, port = collector.address
-    socket = directory / f"{name}.sock"
-    command = [
-        sys.executable, "-m", "zeek_agent", "gateway", "--zeek", f"ws://{host}:{port}", "--nats", nats.url,
-        "--cluster", CLUSTER, "--name", name, "--set", f"metrics.listen=unix:{socket}",
-    ]  # fmt: skip
-    with (directory / f"{name}.log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "ZEEK_AGENT_CONFIG": os.devnull})
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
+    return gateway_program(nats.url, f"ws://{host}:{port}", name, directory)
 
 
 async def deliver(bus: BusAgents, agent: BusAgent, rows: int) -> None:

@@ -255,7 +255,9 @@ class Admission:
         """Of two gateways with one name, the one that has been connected for less time ends."""
         core = self._core
         if core.monotonic() - self.began <= beat.age:
-            raise SameNameError(core.name, core.cluster)
+            raise SameNameError(
+                f"another gateway of cluster {core.cluster} has the name {core.name}: set gateway.name to another one"
+            )
         self.publish_beat()
 
     def publish_beat(self, *, leaving: bool = False) -> None:
@@ -285,8 +287,3 @@ class Admission:
 
 class SameNameError(ZeekAgentError):
     """Another gateway of the cluster has this one's name."""
-
-    def __init__(self, name: str, cluster: str) -> None:
-        super().__init__(
-            f"another gateway of cluster {cluster} has the name {name}: set gateway.name to a name of its own"
-        )
