@@ -184,7 +184,7 @@ class ScriptedGateway:
 
     async def _who(self, message: Received) -> None:
         self.asked += 1
-        await self.link.publish(message.reply, messages.encode(Beacon(self.name, 0.0, self.cluster)))
+        await self.link.publish(message.reply, messages.encode(Beacon(self.name, cluster=self.cluster)))
 
     async def _hello(self, message: Received) -> None:
         cluster, agent_id = subjects.read_hello(message.subject)
@@ -213,13 +213,11 @@ class ScriptedGateway:
 
 @asynccontextmanager
 async def scripted_gateway(
-    url: str, cluster: str = "main", name: str = "gw1", *, beacons: bool = True, prepare: Any = None
+    url: str, cluster: str = "main", name: str = "gw1", *, beacons: bool = True, credentials: str | None = None
 ) -> AsyncIterator[ScriptedGateway]:
     """A gateway of a cluster, connected to a server."""
-    connected = await link.connect([url], name=name, inbox=f"_INBOX.{name}")
+    connected = await link.connect([url], name=name, inbox=f"_INBOX.{name}", credentials=credentials)
     gateway = ScriptedGateway(connected, cluster, name)
-    if prepare is not None:
-        gateway.prepare = prepare
     await gateway.start(beacons=beacons)
     try:
         yield gateway
