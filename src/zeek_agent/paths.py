@@ -50,6 +50,11 @@ class Paths:
         return self.state / "events.db"
 
     @property
+    def fleet(self) -> Path:
+        """The directory of an enrolled agent's keys and certificates."""
+        return self.state / "fleet"
+
+    @property
     def results(self) -> Path:
         """The last results of differences queries."""
         return self.state / "results.db"

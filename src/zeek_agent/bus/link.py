@@ -80,10 +80,13 @@ class Link:
         """Wait for the end of the connection, and raise ConnectionError with its cause."""
         await asyncio.shield(self._ended)
 
-    async def publish(self, subject: str, payload: bytes = b"") -> None:
-        """Hand a message to the server. It may still be lost: who needs to know asks for an answer."""
+    async def publish(self, subject: str, payload: bytes = b"", reply: str = "") -> None:
+        """Hand a message to the server. It may still be lost: who needs to know asks for an answer.
+
+        `reply` is the subject of answers, if there can be several; else use `request`.
+        """
         with _as_connection_error():
-            await self._client.publish(subject, payload)
+            await self._client.publish(subject, payload, reply)
 
     async def flush(self, seconds: int = CONNECT_SECONDS) -> None:
         """Wait until the server has everything that was published before."""
