@@ -198,8 +198,8 @@ differ by 5 minutes at most.
     zeek-agent fleet revoke DIR ID
 
 ends its connections to all servers that are reachable, and prints which have confirmed it. A leaf that is away learns
-of it within {interval} of coming back. If `enrolment/` is on another host than `keys/`, run the command on both: there it
-refuses renewal, here it is pushed to the servers, and the id has to be the key that the first one prints.
+of it within {interval} of coming back. If `enrolment/` is on another host than `keys/`, run the command on both: there
+it refuses renewal, here it is pushed to the servers, and the id has to be the key that the first one prints.
 
 A taken leaf server can read and forge messages of the agents of the clusters that its site may reach, as any router
 could. Give each site only its clusters (`fleet site DIR NAME --cluster CLUSTER`), and revoke a taken leaf's credentials

@@ -56,9 +56,7 @@ class Renewal:
             return min(due, LOOK_SECONDS)
         if (fault := await self._run()) is not None:
             left = (enrolled.expires - self._clock()) / 3600
-            return self._failed(
-                f"{fault} (they expire in {left:.0f} h)" if left > 0 else f"{fault} (they have expired)"
-            )
+            return self._failed(f"{fault} ({f'they expire in {left:.0f} h' if left > 0 else 'they have expired'})")
         self._retry = RETRY_SECONDS[0]
         self.renewed += 1
         log.info("the agent's credentials were renewed")
