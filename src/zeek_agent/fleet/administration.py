@@ -210,7 +210,7 @@ def agent_line(row: AgentRow, now: float) -> tuple[str, ...]:
 
 
 AGENT_COLUMNS: Final[Sequence[tuple[str, ZeekType]]] = tuple(
-    (name, ZeekType("string")) for name in ("id", "hostname", "state", "groups", "enrolled", "expires", "key")
+    (name, ZeekType("text")) for name in ("id", "hostname", "state", "groups", "enrolled", "expires", "key")
 )
 
 

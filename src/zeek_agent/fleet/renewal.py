@@ -19,7 +19,6 @@ LOOK_SECONDS: Final = 3600.0
 RETRY_SECONDS: Final = (60.0, 4 * 3600.0)
 """Shortest and longest time between attempts."""
 PROCESS_SECONDS: Final = 120.0
-OUTPUT_BYTES: Final = 4096
 
 
 def command(state: str, agent_id: str) -> list[str]:
@@ -74,16 +73,14 @@ class Renewal:
         process = await asyncio.create_subprocess_exec(*self._command, stdin=null, stdout=null, stderr=pipe)
         try:
             async with asyncio.timeout(PROCESS_SECONDS):
-                assert process.stderr is not None
-                output = await process.stderr.read(OUTPUT_BYTES)
-                code = await process.wait()
+                _, output = await process.communicate()
         except TimeoutError:
             return f"the command did not end within {PROCESS_SECONDS:.0f} s"
         finally:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-        if code == 0:
+        if process.returncode == 0:
             return None
         lines = from_bytes(output).strip().splitlines()
-        return visible(clipped(lines[-1].removeprefix("zeek-agent: "))) if lines else f"exit code {code}"
+        return visible(clipped(lines[-1].removeprefix("zeek-agent: "))) if lines else f"exit code {process.returncode}"
