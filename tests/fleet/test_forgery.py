@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,11 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     administration.write_site(place, fleet.Site("nyc", (fleet.HOST,), ("east",)), time.time())
     with fleet.servers(place, base / "run") as servers:
         yield servers
+
+
+def violation(running: Servers, kind: str, subject: str) -> bool:
+    """Whether the hub's log says that somebody was refused it. The line's middle differs between versions."""
+    return re.search(rf'{kind} Violation .*Subject "{re.escape(subject)}"', running.hub.log) is not None
 
 
 class Ears:
@@ -82,7 +88,7 @@ async def test_an_agent_cannot_publish(running: Servers, forged: str) -> None:
     await agent.publish(own)  # arrives after it
     await until(lambda: own in ears.heard, 10, "its own message did not arrive")
     assert ears.heard == [own]
-    await until(lambda: f'Publish Violation - Subject "{FORGED[forged]}"' in running.hub.log, 10, "not in the log")
+    await until(lambda: violation(running, "Publish", FORGED[forged]), 10, "not in the log")
     for each in (agent, gateway, other):
         await each.close()
 
@@ -106,7 +112,7 @@ async def test_an_agent_cannot_listen(running: Servers, subject: str) -> None:
     ears, agent = Ears(), await running.agent(ME)
     await agent.subscribe(subject, ears.hear)
     await agent.flush()
-    await until(lambda: f'Subscription Violation - Subject "{subject}"' in running.hub.log, 10, "not in the log")
+    await until(lambda: violation(running, "Subscription", subject), 10, "not in the log")
     await agent.close()
 
 
@@ -116,10 +122,10 @@ async def test_a_group_reaches_its_members_only(running: Servers) -> None:
     )
     await member.subscribe("za.v1.g.linux", Ears().hear)
     await member.flush()
-    assert 'Subscription Violation - Subject "za.v1.g.linux"' not in running.hub.log
+    assert not violation(running, "Subscription", "za.v1.g.linux")
     other = await running.agent(OTHER)
     await other.subscribe("za.v1.g.linux", Ears().hear)
-    await until(lambda: 'Subscription Violation - Subject "za.v1.g.linux"' in running.hub.log, 10, "not in the log")
+    await until(lambda: violation(running, "Subscription", "za.v1.g.linux"), 10, "not in the log")
     await other.close()
     await member.close()
 
@@ -138,8 +144,8 @@ async def test_a_token_permits_nothing_but_to_enrol(running: Servers, subject: s
     await bus.publish(subject, b"{}")
     await bus.subscribe("za.v1.boot.>", Ears().hear)
     await bus.flush()
-    await until(lambda: f'Publish Violation - Subject "{subject}"' in running.hub.log, 10, "not in the log")
-    await until(lambda: 'Subscription Violation - Subject "za.v1.boot.>"' in running.hub.log, 10, "not in the log")
+    await until(lambda: violation(running, "Publish", subject), 10, "not in the log")
+    await until(lambda: violation(running, "Subscription", "za.v1.boot.>"), 10, "not in the log")
     await bus.close()
 
 
@@ -186,10 +192,11 @@ async def test_a_changed_token_is_refused(running: Servers) -> None:
 
 async def test_expired_credentials_are_refused_and_end_a_connection(running: Servers) -> None:
     await refused(running, running.credentials(roles.AGENT, ME, expires_in=-5))
-    bus = await running.connect(running.credentials(roles.AGENT, ME, expires_in=2), subjects.inbox(ME))
+    credentials = running.credentials(roles.AGENT, ME, expires_in=2)
+    bus = await running.connect(credentials, subjects.inbox(ME))
     with pytest.raises(ConnectionError):
         await asyncio.wait_for(bus.ended(), 20)
-    await until(lambda: "Authentication Expired" in running.hub.log, 10, running.hub.log[-2000:])
+    await refused(running, credentials)
 
 
 async def test_credentials_of_a_leaf_are_no_clients(running: Servers) -> None:
@@ -206,11 +213,9 @@ async def test_a_gateway_hears_no_other_cluster_and_no_other_gateway(running: Se
         await gateway.publish(subject)
     await gateway.flush()
     for subject in ("za.v1.hello.east.*", "za.v1.up.gw2.>", "za.v1.gw.east.>", "za.v1.renew.*", "za.v1.enrol"):
-        text = f'Subscription Violation - Subject "{subject}"'
-        await until(lambda text=text: text in running.hub.log, 10, text)
+        await until(lambda subject=subject: violation(running, "Subscription", subject), 10, subject)
     for subject in ("za.v1.all.east", "za.v1.gw.east.beat", "za.v1.enrol", "za.v1.hello.zeek.Hx"):
-        text = f'Publish Violation - Subject "{subject}"'
-        await until(lambda text=text: text in running.hub.log, 10, text)
+        await until(lambda subject=subject: violation(running, "Publish", subject), 10, subject)
     await gateway.close()
 
 

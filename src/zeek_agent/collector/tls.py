@@ -119,6 +119,8 @@ def check(settings: CollectorTlsSettings) -> None:
         for name in ("key", "client_ca"):
             if getattr(settings, name) is not None:
                 raise UsageError(f"collector.tls.{name} needs a collector.tls.certificate")
+    if settings.ids == "certificate" and settings.client_ca is None:
+        raise UsageError('collector.tls.ids = "certificate" needs a collector.tls.client_ca')
 
 
 def exposed_key(settings: CollectorTlsSettings) -> str | None:
@@ -138,6 +140,15 @@ def subject(certificate: Mapping[str, Any] | None) -> str | None:
     return ", ".join(names) or None
 
 
+def may_speak_for(certificate: Mapping[str, Any] | None, agent_id: str) -> bool:
+    """Whether a certificate names that agent, or is a gateway's, which speaks for many."""
+    names = [named for part in (certificate or {}).get("subject", ()) for named in part]
+    is_gateway = ("organizationalUnitName", GATEWAY_UNIT) in names
+    return is_gateway or [value for name, value in names if name == "commonName"] == [agent_id]
+
+
+GATEWAY_UNIT: Final = "gateway"
+"""The organizational unit in the certificates of gateways."""
 _SHORT: Final = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU", "countryName": "C"}
 
 

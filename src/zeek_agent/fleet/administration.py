@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 from msgspec.structs import replace
 
 from zeek_agent.bus import subjects
+from zeek_agent.collector.tls import GATEWAY_UNIT
 from zeek_agent.errors import UsageError
 from zeek_agent.fleet import authority, configurations, directory, jwt, nkey, registry, roles, tokens
 from zeek_agent.fleet.directory import EnrolmentSettings, Fleet, Place, Revocation, Site
@@ -107,7 +108,7 @@ def write_gateway(place: Place, name: str, clusters: Sequence[str], now: float) 
     _write_user(place, roles.GATEWAY, name, where / "gateway.creds", now, roles.tags(roles.CLUSTER, clusters))
     key = authority.new_key()
     signer = place.authority("agents-ca")
-    certificate = signer.client(name, authority.public_key(key), now, now + HOST_SECONDS, authority.GATEWAY_UNIT)
+    certificate = signer.client(name, authority.public_key(key), now, now + HOST_SECONDS, GATEWAY_UNIT)
     _write_pair(where / "client", authority.Pair(certificate, key))
     directory.write(where / "ca.pem", _server_ca(place))
 

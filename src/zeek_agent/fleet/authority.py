@@ -19,8 +19,6 @@ CA_DAYS: Final = 3650
 SERVER_DAYS: Final = 730
 SKEW: Final = timedelta(minutes=5)
 """A certificate is valid from so long before it was made, for clocks that are behind."""
-GATEWAY_UNIT: Final = "gateway"
-"""The organizational unit of gateways' certificates: a gateway has connections for many agents."""
 
 
 class Pair(NamedTuple):
