@@ -161,11 +161,10 @@ async def refused(running: Servers, credentials: str, url: str | None = None) ->
     server: NatsServer = (
         running.hub if url is None else next(leaf for leaf in running.leaves.values() if url.endswith(f":{leaf.port}"))
     )
-    before = server.log.count("uthentication error") + server.log.count("authentication")
+    before = server.log.count("authentication error")
     with pytest.raises(ConnectionError, match=r"(?i)authorization|expired"):
         await running.connect(credentials, "x", url)
-    after = server.log.count("uthentication error") + server.log.count("authentication")
-    assert after > before
+    await until(lambda: server.log.count("authentication error") > before, 10, "not in the log")
 
 
 async def test_credentials_of_a_wrong_signer_are_refused(running: Servers) -> None:
@@ -196,6 +195,7 @@ async def test_expired_credentials_are_refused_and_end_a_connection(running: Ser
     bus = await running.connect(credentials, subjects.inbox(ME))
     with pytest.raises(ConnectionError):
         await asyncio.wait_for(bus.ended(), 20)
+    await asyncio.sleep(1.1)  # in its last second it is accepted, and cut off at once
     await refused(running, credentials)
 
 
