@@ -6,7 +6,8 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -703,16 +704,19 @@ def enroll(given: Given, *, url: str | None, token: str | None, token_file: Path
         raise UsageError("--renew takes no URL and no token: both are those of the enrolment")
     if not renew and url is None:
         raise UsageError("the URL of the enrolment service is missing")
-    enrolling, tokens = _fleet_modules("enrolling", "tokens")
+    with _fleet_packages():
+        from zeek_agent.fleet import enrolling, tokens
     agent_id = identity.establish(places.identity, config.agent.id).agent
     name = hostname(config.agent.hostname)
-    if renew:
+    if renew or url is None:
         enrolled = enrolling.renew(places.fleet, agent_id, name)
     else:
         target = enrolling.parse_url(url)
-        if token not in (None, "-"):
+        if token is None or token == "-":
+            text = _token_text(token_file)
+        else:
+            text = token
             _warn("other users can see a token on the command line: use - or --token-file for one with several uses")
-        text = token if token not in (None, "-") else _token_text(token_file)
         enrolled = enrolling.enroll(places.fleet, target, tokens.read(text), agent_id, name)
     click.echo(f"{'renewed' if renew else 'enrolled'} {agent_id}, valid for {enrolled.days} days: {places.fleet}")
 
@@ -726,12 +730,11 @@ def _token_text(file: Path | None) -> str:
         raise UsageError(f"cannot read the token in {file}") from None
 
 
-def _fleet_modules(*names: str) -> list[Any]:
-    """Modules of the fleet. Raises ZeekAgentError if their packages are not installed."""
-    import importlib
-
+@contextmanager
+def _fleet_packages() -> Iterator[None]:
+    """For imports of what needs the extra `fleet`. Raises ZeekAgentError if its packages are not installed."""
     try:
-        return [importlib.import_module(f"zeek_agent.fleet.{name}") for name in names]
+        yield
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("zeek_agent"):
             raise
@@ -770,7 +773,8 @@ def fleet_init(
     """Make a fleet in the new directory DIR: keys, configurations, units, with a README of what goes where."""
     import time
 
-    (fleet,) = _fleet_modules("administration")
+    with _fleet_packages():
+        from zeek_agent.fleet import administration as fleet
     of_cluster = dict(fleet.parse_gateway(each) for each in gateways or ("gw1",))
     made = fleet.initialize(
         directory, name, hubs or ("localhost",), [fleet.parse_site(each) for each in sites], of_cluster, time.time()
@@ -786,8 +790,10 @@ def fleet_hub(*, directory: Path, host: str) -> None:
     """Add the NATS hub HOST, or renew its certificate."""
     import time
 
-    administration, places = _fleet_modules("administration", "directory")
-    administration.write_hub(places.Place(directory), host, time.time())
+    with _fleet_packages():
+        from zeek_agent.fleet import administration
+        from zeek_agent.fleet.directory import Place
+    administration.write_hub(Place(directory), host, time.time())
 
 
 @fleet_group.command("site")
@@ -799,9 +805,11 @@ def fleet_site(*, directory: Path, name: str, hosts: Sequence[str], clusters: Se
     """Add the site NAME, or renew its certificate and credentials."""
     import time
 
-    administration, places = _fleet_modules("administration", "directory")
-    site = places.Site(name, tuple(hosts) or (name,), tuple(clusters) or ("*",))
-    administration.write_site(places.Place(directory), site, time.time())
+    with _fleet_packages():
+        from zeek_agent.fleet import administration
+        from zeek_agent.fleet.directory import Place, Site
+    site = Site(name, tuple(hosts) or (name,), tuple(clusters) or ("*",))
+    administration.write_site(Place(directory), site, time.time())
 
 
 @fleet_group.command("gateway")
@@ -812,8 +820,10 @@ def fleet_gateway(*, directory: Path, name: str, clusters: Sequence[str]) -> Non
     """Add the gateway NAME, or renew its credentials."""
     import time
 
-    administration, places = _fleet_modules("administration", "directory")
-    administration.write_gateway(places.Place(directory), name, tuple(clusters) or ("zeek",), time.time())
+    with _fleet_packages():
+        from zeek_agent.fleet import administration
+        from zeek_agent.fleet.directory import Place
+    administration.write_gateway(Place(directory), name, tuple(clusters) or ("zeek",), time.time())
 
 
 @fleet_group.command("token")
@@ -825,10 +835,12 @@ def fleet_token(*, directory: Path, uses: int, groups: Sequence[str], expires: s
     """Print a new enrolment token, a secret that admits agents. The registry keeps its public key only."""
     import time
 
-    administration, places = _fleet_modules("administration", "directory")
+    with _fleet_packages():
+        from zeek_agent.fleet import administration
+        from zeek_agent.fleet.directory import Place
     lifetime = administration.parse_lifetime(expires)
     text = administration.make_token(
-        places.Place(directory), uses=uses, groups=groups, lifetime_seconds=lifetime, now=time.time()
+        Place(directory), uses=uses, groups=groups, lifetime_seconds=lifetime, now=time.time()
     )
     click.echo(text)
 
@@ -845,13 +857,14 @@ def fleet_enrolment(given: Given, *, directory: Path, listen: str | None, server
 
     from zeek_agent import logbook
 
-    service, places = _fleet_modules("service", "directory")
+    with _fleet_packages():
+        from zeek_agent.fleet import service
+        from zeek_agent.fleet.directory import Place
     config, _ = given.load()
     logbook.set_up(config.log)
-    place = places.Place(directory)
+    place = Place(directory)
     bus = () if no_bus else tuple(servers) or place.settings().servers
-    code: int = asyncio.run(service.run(place, bus, listen))
-    return code
+    return asyncio.run(service.run(place, bus, listen))
 
 
 @fleet_group.command("revoke")
@@ -866,10 +879,10 @@ def fleet_revoke(*, directory: Path, names: Sequence[str], servers: Sequence[str
     """
     import time
 
-    administration, places, pushing, configurations = _fleet_modules(
-        "administration", "directory", "pushing", "configurations"
-    )
-    place, now = places.Place(directory), time.time()
+    with _fleet_packages():
+        from zeek_agent.fleet import administration, configurations, pushing
+        from zeek_agent.fleet.directory import Place
+    place, now = Place(directory), time.time()
     for one in administration.revoke(place, names, now):
         click.echo(visible(f"revoked {one.key}{f' of {one.agent.id} ({one.agent.hostname})' if one.agent else ''}"))
     if not place.has_keys:
@@ -896,9 +909,11 @@ def fleet_agents(*, directory: Path, mode: str) -> None:
     """Print the registered agents: id, host name, state, groups, life of the credentials, key."""
     import time
 
-    administration, places = _fleet_modules("administration", "directory")
+    with _fleet_packages():
+        from zeek_agent.fleet import administration
+        from zeek_agent.fleet.directory import Place
     now = time.time()
-    rows = [administration.agent_line(row, now) for row in administration.agents(places.Place(directory))]
+    rows = [administration.agent_line(row, now) for row in administration.agents(Place(directory))]
     _printer(mode).write(administration.AGENT_COLUMNS, rows)
 
 

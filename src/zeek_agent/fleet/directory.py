@@ -119,7 +119,7 @@ class Place:
 def create(directory: Path) -> None:
     """Create a directory that does not exist or is empty. Raises UsageError for any other."""
     try:
-        directory.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+        _make(directory)
         if any(directory.iterdir()):
             raise UsageError(f"{directory} is not empty: nothing is overwritten")
         directory.chmod(DIRECTORY_MODE)
@@ -133,7 +133,7 @@ def write(file: Path, text: str) -> None:
     Raises ZeekAgentError if that is not possible.
     """
     try:
-        file.parent.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+        _make(file.parent)
         descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")  # of mode 0600
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as out:
@@ -146,6 +146,12 @@ def write(file: Path, text: str) -> None:
             raise
     except OSError as error:
         raise ZeekAgentError(f"cannot write {file}: {error.strerror}") from None
+
+
+def _make(directory: Path) -> None:
+    """Create a directory and those above it; `Path.mkdir` gives the latter the usual mode."""
+    for each in reversed((directory, *directory.parents)):
+        each.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
 
 
 def write_json(file: Path, value: msgspec.Struct) -> None:

@@ -38,7 +38,7 @@ SOURCES_MAX: Final = 10_000
 class RefusedError(Exception):
     """A request is refused; the message is for the agent's operator."""
 
-    def __init__(self, code: Code, reason: str) -> None:
+    def __init__(self, reason: str, code: Code) -> None:
         super().__init__(reason)
         self.code: Code = code
 
@@ -90,27 +90,27 @@ class Enrolment:
         counted: list[tuple[str, float, float]] = [(one, SHARED_REQUESTS, SHARED_PER_SECOND) for one in shared]
         counted += [(request.key, KEY_REQUESTS, KEY_PER_SECOND), ("", REQUESTS_PER_SECOND, REQUESTS_PER_SECOND)]
         if not all(self._limits.permit(*one, now) for one in counted):
-            raise RefusedError("busy", "too many requests: try again in a minute")
+            raise RefusedError("too many requests: try again in a minute", "busy")
 
     def _decide(self, request: Request, source: str, renewing: str | None) -> Granted:
         now = self._clock()
         if abs(now - request.time) > messages.SKEW_SECONDS:
-            raise RefusedError("clock", f"the clocks differ by {now - request.time:.0f} s: set the host's clock")
+            raise RefusedError(f"the clocks differ by {now - request.time:.0f} s: set the host's clock", "clock")
         try:
             name = subjects.token(request.agent_id)
             public = authority.requested_key(request.csr)
         except (UsageError, ValueError) as error:
-            raise RefusedError("bad_request", str(error)) from None
+            raise RefusedError(str(error), "bad_request") from None
         with self._registry.transaction():
             replayed = self._registry.is_replayed(request.nonce, now)
         if replayed:
-            raise RefusedError("replayed", "the request was made before, it is not accepted twice")
+            raise RefusedError("the request was made before, it is not accepted twice", "replayed")
         expires = now + CREDENTIAL_SECONDS
         with self._registry.transaction():
             admit = self._enrolled if renewing is None else self._renewed
             row = admit(request, now)._replace(issued=now, expires=expires)
             if renewing is not None and renewing != request.agent_id:
-                raise RefusedError("wrong_certificate", f"the credentials are those of {renewing}")
+                raise RefusedError(f"the credentials are those of {renewing}", "wrong_certificate")
             self._registry.put_agent(row)
         issuer = self._issuer
         token = jwt.user(
@@ -138,16 +138,16 @@ class Enrolment:
         """The agent that a token admits. The same agent with the same key may ask again: the answer may be lost."""
         token = self._registry.token(request.token)
         if token is None:
-            raise RefusedError("unknown_token", "the token is unknown: it is of another fleet, or of a lost registry")
+            raise RefusedError("the token is unknown: it is of another fleet, or of a lost registry", "unknown_token")
         if token.expires <= now:
-            raise RefusedError("expired_token", "the token has expired")
+            raise RefusedError("the token has expired", "expired_token")
         row = self._known(request)
         if row is not None and row.token == token.key:
             return row
         if token.used >= token.uses:
-            raise RefusedError("used_token", f"the token has been used {token.used} times, as often as it may be")
+            raise RefusedError(f"the token has been used {token.used} times, as often as it may be", "used_token")
         if row is None and self._registry.agent_count() >= AGENTS_MAX:
-            raise RefusedError("busy", "the registry is full")
+            raise RefusedError("the registry is full", "busy")
         self._registry.use_token(token.key)
         enrolled = now if row is None else row.enrolled
         hostname = clipped(request.hostname)
@@ -156,21 +156,21 @@ class Enrolment:
     def _renewed(self, request: Request, _now: float) -> AgentRow:
         row = self._known(request)
         if row is None:
-            raise RefusedError("unknown_agent", "the agent is not in the registry: enrol it with a token")
+            raise RefusedError("the agent is not in the registry: enrol it with a token", "unknown_agent")
         return row._replace(hostname=clipped(request.hostname) or row.hostname)
 
     def _known(self, request: Request) -> AgentRow | None:
         """The registered agent with that id and key."""
         holder = self._registry.holder(request.key)
         if holder is not None and holder.revoked is not None:
-            raise RefusedError("revoked", "the agent's key has been revoked")
+            raise RefusedError("the agent's key has been revoked", "revoked")
         if holder is not None and holder.id != request.agent_id:
-            raise RefusedError("key_taken", f"the key is that of the agent {visible(holder.id)}")
+            raise RefusedError(f"the key is that of the agent {visible(holder.id)}", "key_taken")
         if holder is None and (other := self._registry.agent(request.agent_id)) is not None:
             raise RefusedError(
+                f"the agent id is enrolled with another key, on host {visible(other.hostname)!r}: revoke that, or "
+                "remove identity.json of a cloned host",
                 "id_taken",
-                f"the agent id is enrolled with another key, on {visible(other.hostname) or 'a host without a name'}: "
-                "revoke that, or remove identity.json of a cloned host",
             )
         return holder
 
@@ -196,4 +196,4 @@ def _opened(payload: bytes) -> Request:
     try:
         return messages.open_request(payload)
     except BadMessageError as error:
-        raise RefusedError("bad_request", str(error)) from None
+        raise RefusedError(str(error), "bad_request") from None
