@@ -770,7 +770,7 @@ _FLEET_DIRECTORY: Final = click.argument("directory", type=click.Path(path_type=
 def fleet_init(
     *, directory: Path, name: str, hubs: Sequence[str], sites: Sequence[str], gateways: Sequence[str]
 ) -> None:
-    """Make a fleet in the new directory DIR: keys, configurations, units, with a README of what goes where."""
+    """Make a fleet in the new directory DIR: keys, certificates, configurations, units; see its README.md."""
     import time
 
     with _fleet_packages():

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from zeek_agent.config import CollectorTlsSettings
 from zeek_agent.errors import UsageError
+from zeek_agent.fleet.enrolled import GATEWAY_UNIT
 
 HANDSHAKE_SECONDS: Final = 10.0
 """How long a client may take for the TLS handshake."""
@@ -147,8 +148,6 @@ def may_speak_for(certificate: Mapping[str, Any] | None, agent_id: str) -> bool:
     return is_gateway or [value for name, value in names if name == "commonName"] == [agent_id]
 
 
-GATEWAY_UNIT: Final = "gateway"
-"""The organizational unit in the certificates of gateways."""
 _SHORT: Final = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU", "countryName": "C"}
 
 

@@ -11,10 +11,10 @@ from typing import Final, NamedTuple
 from msgspec.structs import replace
 
 from zeek_agent.bus import subjects
-from zeek_agent.collector.tls import GATEWAY_UNIT
 from zeek_agent.errors import UsageError
 from zeek_agent.fleet import authority, configurations, directory, jwt, nkey, registry, roles, tokens
 from zeek_agent.fleet.directory import EnrolmentSettings, Fleet, Place, Revocation, Site
+from zeek_agent.fleet.enrolled import GATEWAY_UNIT
 from zeek_agent.fleet.issuing import CREDENTIAL_SECONDS
 from zeek_agent.fleet.nkey import Key
 from zeek_agent.fleet.registry import AgentRow, TokenRow

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import msgspec
+
+GATEWAY_UNIT: Final = "gateway"
+"""The organizational unit in the certificates of gateways, which have connections for many agents."""
 
 
 class Enrolled(msgspec.Struct, frozen=True):
