@@ -767,8 +767,17 @@ _FLEET_DIRECTORY: Final = click.argument("directory", type=click.Path(path_type=
     metavar="NAME[=CLUSTER]",
     help="Gateway, and the Zeek cluster that it is for (zeek).",
 )
+@click.option("--enrolment", multiple=True, metavar="HOST", help="Name of the enrolment service (those of the hubs).")
+@click.option("--collector", multiple=True, metavar="HOST", help="Name of a collector (those of the hubs).")
 def fleet_init(
-    *, directory: Path, name: str, hubs: Sequence[str], sites: Sequence[str], gateways: Sequence[str]
+    *,
+    directory: Path,
+    name: str,
+    hubs: Sequence[str],
+    sites: Sequence[str],
+    gateways: Sequence[str],
+    enrolment: Sequence[str],
+    collector: Sequence[str],
 ) -> None:
     """Make a fleet in the new directory DIR: keys, certificates, configurations, units; see its README.md."""
     import time
@@ -777,7 +786,14 @@ def fleet_init(
         from zeek_agent.fleet import administration as fleet
     of_cluster = dict(fleet.parse_gateway(each) for each in gateways or ("gw1",))
     made = fleet.initialize(
-        directory, name, hubs or ("localhost",), [fleet.parse_site(each) for each in sites], of_cluster, time.time()
+        directory,
+        name,
+        hubs=hubs or ("localhost",),
+        sites=[fleet.parse_site(each) for each in sites],
+        gateways=of_cluster,
+        now=time.time(),
+        enrolment=enrolment,
+        collector=collector,
     )
     for path in made:
         click.echo(path)
@@ -824,6 +840,18 @@ def fleet_gateway(*, directory: Path, name: str, clusters: Sequence[str]) -> Non
         from zeek_agent.fleet import administration
         from zeek_agent.fleet.directory import Place
     administration.write_gateway(Place(directory), name, tuple(clusters) or ("zeek",), time.time())
+
+
+@fleet_group.command("services")
+@_FLEET_DIRECTORY
+def fleet_services(*, directory: Path) -> None:
+    """Renew certificates and credentials of the enrolment service, the collector and operators."""
+    import time
+
+    with _fleet_packages():
+        from zeek_agent.fleet import administration
+        from zeek_agent.fleet.directory import Place
+    administration.write_services(Place(directory), time.time())
 
 
 @fleet_group.command("token")

@@ -20,7 +20,7 @@ from waiting import until_sync
 
 from zeek_agent import config
 from zeek_agent.collector import tls
-from zeek_agent.fleet import administration, enrolling, nkey, renewal
+from zeek_agent.fleet import administration, directory, enrolling, nkey, renewal
 from zeek_agent.fleet.directory import Place
 from zeek_agent.fleet.enrolled import Enrolled, EnrolledFiles
 from zeek_agent.fleet.nkey import Key
@@ -132,6 +132,9 @@ def test_hubs_sites_and_gateways_are_added(tmp_path: Path) -> None:
     run("fleet", "hub", place.directory, "hub9.example")
     run("fleet", "site", place.directory, "oslo", "--host", "leaf.oslo", "--cluster", "zeek")
     run("fleet", "gateway", place.directory, "gw9", "--cluster", "east")
+    before = directory.read_text(place.enrolment / "server.pem")
+    run("fleet", "services", place.directory)
+    assert directory.read_text(place.enrolment / "server.pem") != before
     found = place.fleet()
     assert found.hubs == ("127.0.0.1", "hub9.example")
     assert [site.name for site in found.sites] == ["oslo"]

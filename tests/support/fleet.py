@@ -29,7 +29,7 @@ HOST = "127.0.0.1"
 def make(place: Path, *, sites: tuple[str, ...] = (), clusters: tuple[str, ...] = ("*",)) -> Place:
     """A fleet of one hub, with sites, and the gateway gw1 of the cluster zeek."""
     declared = [Site(name, (HOST,), clusters) for name in sites]
-    administration.initialize(place, "tests", (HOST,), declared, {"gw1": "zeek"}, time.time())
+    administration.initialize(place, "tests", hubs=(HOST,), sites=declared, gateways={"gw1": "zeek"}, now=time.time())
     return Place(place)
 
 

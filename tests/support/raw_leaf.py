@@ -28,7 +28,7 @@ class RawLeaf:
         token, key = jwt.read_credentials(credentials)
         signature = base64.urlsafe_b64encode(key.sign(info["nonce"].encode())).rstrip(b"=").decode()
         options = {"jwt": token, "sig": signature, "name": "taken", "server_id": "taken", "headers": True}
-        options |= {"version": "2.15.1", "remote_account": account, "compression": "off"}
+        options |= {"version": "2.15.1", "remote_account": account}
         writer.write(b"CONNECT " + msgspec.json.encode(options) + b"\r\n")
         return cls(reader, writer)
 

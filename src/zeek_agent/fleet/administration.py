@@ -29,15 +29,24 @@ _ONLINE: Final = (roles.AGENT, roles.BOOTSTRAP)
 _UNITS: Final = {"min": 60.0, "h": 3600.0, "d": DAY_SECONDS}
 
 
-def initialize(  # noqa: PLR0917 - the parts of a fleet
-    place: Path, name: str, hubs: Sequence[str], sites: Sequence[Site], gateways: Mapping[str, str], now: float
+def initialize(
+    place: Path,
+    name: str,
+    *,
+    hubs: Sequence[str],
+    sites: Sequence[Site],
+    gateways: Mapping[str, str],
+    now: float,
+    enrolment: Sequence[str] = (),
+    collector: Sequence[str] = (),
 ) -> list[str]:
-    """Make a fleet in a new directory. `gateways` maps names to clusters. Returns the directories that it made.
+    """Make a fleet in a new directory. Returns what it made there.
 
+    `gateways` maps names to clusters; `enrolment` and `collector` are the hosts of these services, by default the hubs.
     Raises UsageError for invalid names and for a directory that is not empty.
     """
     _check_name(name)
-    for host in hubs:
+    for host in (*hubs, *enrolment, *collector):
         _check_host(host)
     for site in sites:
         _check_site(site)
@@ -63,12 +72,14 @@ def initialize(  # noqa: PLR0917 - the parts of a fleet
         keys["system"].public,
         {role: key.public for role, key in of_roles.items()},
         tuple(hubs),
+        tuple(enrolment or hubs),
+        tuple(collector or hubs),
         tuple(sites),
         tokens_issued=int(now),
     )
     made = Place(place)
     directory.write_json(place / "fleet.json", fleet)
-    _write_services(made, fleet, now)
+    write_services(made, now)
     for host in hubs:
         _write_hub(made, fleet, host, now)
     for site in sites:
@@ -235,14 +246,16 @@ def _found(place: Place, names: Sequence[str]) -> Iterator[Revoked]:
             raise UsageError(f"no agent has this id, and nothing else this name: {name[:80]!r}")
 
 
-def _write_services(place: Place, fleet: Fleet, now: float) -> None:
+def write_services(place: Place, now: float) -> None:
+    """Write, or renew, what the enrolment service, a collector and operators need. The registry is kept."""
+    fleet = place.fleet()
     base, enrolment = place.directory, place.enrolment
     servers = configurations.client_urls(fleet.hubs)
     directory.write_json(enrolment / "enrolment.json", EnrolmentSettings(fleet.name, fleet.account, servers))
     ca = _server_ca(place)
     signer = place.authority("server-ca")
     directory.write(enrolment / "ca.pem", ca)
-    _write_pair(enrolment / "server", signer.server(fleet.hubs, now))
+    _write_pair(enrolment / "server", signer.server(fleet.enrolment, now))
     _write_user(place, roles.ENROLMENT, "enrolment", enrolment / "enrolment.creds", None)
     directory.write(enrolment / "zeek-agent-enrolment.service", configurations.enrolment_unit())
     with registry.opened(place.registry):
@@ -250,7 +263,7 @@ def _write_services(place: Place, fleet: Fleet, now: float) -> None:
     _write_user(place, roles.OPERATOR, "operator", base / "operator" / "operator.creds", now)
     directory.write(base / "operator" / "ca.pem", ca)
     directory.write(base / "agent" / "ca.pem", ca)
-    _write_pair(base / "collector" / "server", signer.server(fleet.hubs, now))
+    _write_pair(base / "collector" / "server", signer.server(fleet.collector, now))
     directory.write(base / "collector" / "agents-ca.pem", directory.read_text(enrolment / "agents-ca.pem"))
     directory.write(base / "collector" / "zeek-agent.toml", configurations.collector(fleet))
     directory.write(base / "collector" / "zeek-agent-collector.service", configurations.collector_unit())

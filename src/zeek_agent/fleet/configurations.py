@@ -22,7 +22,7 @@ RESOLVER_INTERVAL: Final = "30s"
 """A server that missed a revocation, because it was down or cut off, has it after this time at most."""
 
 _SERVER: Final = """\
-# {title}. Needs nats-server 2.12.7 or later (2.9 works in tests); see README.md.
+# {title}. Needs nats-server 2.12.7 or later; see README.md.
 server_name: "{name}"
 host: "0.0.0.0"
 port: {port}
@@ -199,7 +199,8 @@ differ by 5 minutes at most.
 
 ends its connections to all servers that are reachable, and prints which have confirmed it. A leaf that is away learns
 of it within {interval} of coming back. If `enrolment/` is on another host than `keys/`, run the command on both: there
-it refuses renewal, here it is pushed to the servers, and the id has to be the key that the first one prints.
+it refuses renewal, here it is pushed to the servers, and the id has to be the key that the first one prints. A
+collector accepts a revoked agent's certificate until it expires, 30 days after it was issued at most.
 
 A taken leaf server can read and forge messages of the agents of the clusters that its site may reach, as any router
 could. Give each site only its clusters (`fleet site DIR NAME --cluster CLUSTER`), and revoke a taken leaf's credentials
@@ -207,8 +208,8 @@ with `zeek-agent fleet revoke DIR leaf:SITE`. Those of a gateway are `gateway:NA
 
 ## Life of what is in here
 
-Server certificates: 2 years; credentials of gateways and leaves: 1 year. `zeek-agent fleet gateway`, `fleet site` and
-`fleet hub` write new ones, and add further hosts. Authorities: 10 years.
+Server certificates: 2 years; credentials of gateways and leaves: 1 year. `zeek-agent fleet gateway`, `fleet site`,
+`fleet hub` and `fleet services` write new ones, and the first three add hosts. Authorities: 10 years.
 """
 
 

@@ -53,6 +53,10 @@ class Fleet(msgspec.Struct, frozen=True):
     roles: dict[str, str]
     """The scoped signing keys, by role."""
     hubs: tuple[str, ...]
+    enrolment: tuple[str, ...]
+    """Names and addresses of the enrolment service, for its certificate."""
+    collector: tuple[str, ...]
+    """The same of a collector."""
     sites: tuple[Site, ...] = ()
     issued: dict[str, str] = {}
     """The last key of each gateway, leaf and so on, by `ROLE:NAME`."""
