@@ -202,6 +202,9 @@ of it within {interval} of coming back. If `enrolment/` is on another host than 
 it refuses renewal, here it is pushed to the servers, and the id has to be the key that the first one prints. A
 collector accepts a revoked agent's certificate until it expires, 30 days after it was issued at most.
 
+Run nats-server 2.12.7 or later, everywhere. Older ones have known vulnerabilities, and hubs of version 2.9 do not check
+what a leaf publishes: a taken leaf could act as a gateway.
+
 A taken leaf server can read and forge messages of the agents of the clusters that its site may reach, as any router
 could. Give each site only its clusters (`fleet site DIR NAME --cluster CLUSTER`), and revoke a taken leaf's credentials
 with `zeek-agent fleet revoke DIR leaf:SITE`. Those of a gateway are `gateway:NAME`.
