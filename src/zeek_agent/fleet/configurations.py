@@ -237,7 +237,7 @@ def server_unit(description: str) -> str:
         description=description,
         user="nats",
         home=SERVER_HOME,
-        command="/usr/bin/nats-server --config nats.conf",
+        command="nats-server --config nats.conf",
         reload="ExecReload=/bin/kill -HUP $MAINPID\n",
     )
 
@@ -247,7 +247,7 @@ def enrolment_unit() -> str:
         description="Zeek Agent: enrolment of agents",
         user="zeek-agent-enrolment",
         home=ENROLMENT_HOME,
-        command=f"/usr/bin/zeek-agent fleet enrolment {ENROLMENT_HOME} --listen 0.0.0.0:{HTTPS_PORT}",
+        command=f"zeek-agent fleet enrolment {ENROLMENT_HOME} --listen 0.0.0.0:{HTTPS_PORT}",
         reload="",
     )
 
@@ -261,7 +261,7 @@ def collector_unit() -> str:
         description="Zeek Agent: collector for enrolled agents",
         user="zeek-agent-collector",
         home="/var/log/zeek-agent-collector",
-        command=f"/usr/bin/zeek-agent collector --config {COLLECTOR_HOME}/zeek-agent.toml",
+        command=f"zeek-agent collector --config {COLLECTOR_HOME}/zeek-agent.toml",
         reload="ExecReload=/bin/kill -HUP $MAINPID\n",
     )
     return text.replace("UMask=0077\n", "UMask=0077\nLogsDirectory=zeek-agent-collector\n")
