@@ -8,6 +8,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import fleet
 import msgspec
 import pytest
 from fleet import HOST, Servers
+from waiting import until
 
 from zeek_agent.bus import subjects
 from zeek_agent.errors import UsageError, ZeekAgentError
-from zeek_agent.fleet import administration, authority, directory, enrolling, jwt, messages, nkey, tokens
+from zeek_agent.fleet import administration, authority, directory, enrolling, https, jwt, messages, nkey, tokens
 from zeek_agent.fleet.directory import Place
 from zeek_agent.fleet.enrolled import EnrolledFiles
 from zeek_agent.fleet.enrolling import Url
@@ -280,3 +282,61 @@ def test_seeds_and_public_keys_have_checksums() -> None:
     assert nkey.decoded(changed) is None
     with pytest.raises(ValueError, match="not a seed"):
         Key.from_seed(key.seed[:-1] + ("A" if key.seed[-1] != "A" else "B"))
+
+
+async def answered(port: int, request: bytes, running: Servers) -> bytes:
+    """The first line of the answer to a request over HTTPS."""
+    reader, writer = await asyncio.open_connection(HOST, port, ssl=running.context())
+    writer.write(request)
+    try:
+        return (await asyncio.wait_for(reader.read(), 20)).partition(b"\r\n")[0]
+    finally:
+        writer.transport.abort()
+
+
+@pytest.mark.parametrize(
+    ("request_text", "status"),
+    [
+        (b"GET /v1/enrol HTTP/1.1\r\nContent-Length: 0\r\n\r\n", b"405"),
+        (b"POST /v1/other HTTP/1.1\r\nContent-Length: 0\r\n\r\n", b"404"),
+        (b"POST /v1/enrol HTTP/1.1\r\n\r\n", b"411"),
+        (b"POST /v1/enrol HTTP/1.1\r\nContent-Length: 999999\r\n\r\n", b"413"),
+        (b"POST /v1/renew HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}", b"403"),
+        (b"nonsense\r\n\r\n", b"400"),
+        (b"POST /v1/enrol HTTP/1.1\r\n" + b"x: y\r\n" * 5000 + b"\r\n", b""),
+        (b"POST /v1/enrol HTTP/1.1\r\nContent-Length: 2\r\n\r\n[]", b"200"),
+    ],
+)
+async def test_the_service_answers_what_it_does_not_understand(
+    running: Servers, request_text: bytes, status: bytes
+) -> None:
+    async with fleet.enrolment(running, https=True) as service:
+        assert status in await answered(service.port, request_text, running)
+        assert service.granted == 0
+
+
+async def test_clients_that_say_nothing_keep_nobody_out(
+    running: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(https, "CONNECTIONS_MAX", 3)
+    monkeypatch.setattr(https, "TIMEOUT_SECONDS", 60.0)
+    async with fleet.enrolment(running, https=True) as service:
+        silent = [await asyncio.open_connection(HOST, service.port, ssl=running.context()) for _ in range(3)]
+        await fleet.enroll(tmp_path, Url("https", HOST, service.port), fleet.token(running.place), "Hpatient")
+        with suppress(ConnectionError):
+            assert await asyncio.wait_for(silent[0][0].read(), 20) == b""
+        for _, writer in silent:
+            writer.transport.abort()
+    assert "1 connections for enrolment were closed" in caplog.text
+
+
+async def test_the_service_comes_back_after_the_hub(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    place = fleet.make(tmp_path / "made")
+    with fleet.servers(place, tmp_path / "run") as servers:
+        async with fleet.enrolment(servers) as service:
+            servers.hub.kill()
+            await until(lambda: not service.connected.is_set(), 30, "the loss was not noticed")
+            servers.hub.start_again()
+            await until(service.connected.is_set, 60, "no new connection")
+            await fleet.enroll(tmp_path, servers.enrolment_url, fleet.token(place), "Hafter")
+    assert "enrolment has no connection to the bus" in caplog.text

@@ -36,9 +36,10 @@ class HttpsServer:
     def __init__(self, answer: Answering) -> None:
         self._answer = answer
         self._server: asyncio.Server | None = None
-        self._open = 0
-        self.refused = 0
-        """Connections that were closed because there were too many."""
+        self._open: dict[asyncio.StreamWriter, None] = {}
+        """In the order in which they were opened."""
+        self.displaced = 0
+        """Connections that were closed because there were newer ones: clients that say nothing keep nobody out."""
 
     async def start(self, host: str, port: int, certificate: Path, key: Path, client_ca: Path) -> int:
         """Returns the port. Raises UsageError if it cannot listen, or for files that it cannot use."""
@@ -66,11 +67,14 @@ class HttpsServer:
             await self._server.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._open >= CONNECTIONS_MAX:
-            self.refused += 1
-            writer.transport.abort()
-            return
-        self._open += 1
+        if len(self._open) >= CONNECTIONS_MAX:
+            self.displaced += 1
+            oldest = next(iter(self._open))
+            del self._open[oldest]
+            oldest.transport.abort()
+            if self.displaced.bit_count() == 1:
+                log.warning("%d connections for enrolment were closed: more than %d", self.displaced, CONNECTIONS_MAX)
+        self._open[writer] = None
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 writer.write(await self._response(reader, writer))
@@ -80,7 +84,7 @@ class HttpsServer:
         except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
             log.debug("HTTPS connection ended: %s", error or type(error).__name__)
         finally:
-            self._open -= 1
+            self._open.pop(writer, None)
             writer.transport.abort()
 
     async def _response(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
