@@ -16,6 +16,7 @@ import fleet
 import msgspec
 import pytest
 from fleet import HOST, Servers
+from nats_server import nats_server
 from waiting import until
 
 from zeek_agent.bus import subjects
@@ -340,3 +341,10 @@ async def test_the_service_comes_back_after_the_hub(tmp_path: Path, caplog: pyte
             await until(service.connected.is_set, 60, "no new connection")
             await fleet.enroll(tmp_path, servers.enrolment_url, fleet.token(place), "Hafter")
     assert "enrolment has no connection to the bus" in caplog.text
+
+
+async def test_a_server_without_tls_gets_nothing_when_tls_was_asked_for(running: Servers, tmp_path: Path) -> None:
+    """As one is seen by a host when somebody between takes the offer of TLS out of the greeting."""
+    text = fleet.token(running.place)
+    with nats_server(tmp_path / "plain") as plain, pytest.raises(ZeekAgentError, match="does not require TLS"):
+        await fleet.enroll(tmp_path / "state", Url("tls+nats", HOST, plain.port), text, "Hplain")

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from zeek_agent.text import clipped
@@ -25,8 +26,12 @@ log = logging.getLogger(__name__)
 
 CONNECT_SECONDS: Final = 10
 """For TCP, TLS and NATS' handshake with one server."""
+CLOSE_SECONDS: Final = 1
+"""For the end of a connection."""
 PING_SECONDS: Final = 20
 """Interval of pings; two without an answer end the connection."""
+NO_TLS: Final = "it does not require TLS, so the connection would not be encrypted"
+"""Of a server with a `tls://` URL."""
 PENDING_MESSAGES: Final = 65_536
 """Received messages of one subscription that wait for their handler; the library drops further ones."""
 PENDING_BYTES: Final = 64 * 1024 * 1024
@@ -69,7 +74,8 @@ class Link:
 
     @property
     def server_version(self) -> str:
-        return str(self._client.connected_server_version)
+        version = self._client.connected_server_version
+        return f"{version.major}.{version.minor}.{version.patch}"
 
     @property
     def payload_bytes_max(self) -> int:
@@ -83,7 +89,7 @@ class Link:
     async def publish(self, subject: str, payload: bytes = b"", reply: str = "") -> None:
         """Hand a message to the server. It may still be lost: who needs to know asks for an answer.
 
-        `reply` is the subject of answers, if there can be several; else use `request`.
+        `reply` is the subject for answers; without listeners the server sends an empty one there.
         """
         with _as_connection_error():
             await self._client.publish(subject, payload, reply)
@@ -94,7 +100,7 @@ class Link:
             await self._client.flush(seconds)
 
     async def request(self, subject: str, payload: bytes, seconds: float) -> bytes:
-        """The first answer. Raises NoListenerError if nobody listens, TimeoutError if nobody answers in time."""
+        """The first answer. Raises NoListenerError without a listener, TimeoutError without an answer in time."""
         with _as_connection_error():
             answer = await self._client.request(subject, payload, timeout=seconds)
             return answer.data
@@ -122,7 +128,7 @@ class Link:
         return end
 
     async def close(self) -> None:
-        await self._client.close()
+        await _close(self._client)
 
 
 async def connect(
@@ -133,17 +139,19 @@ async def connect(
     credentials: str | None = None,
     tls: ssl.SSLContext | None = None,
     tls_hostname: str | None = None,
+    on_problem: Callable[[str], None] = lambda _: None,
 ) -> Link:
     """Connect to the first of the servers (`nats://host:port`, `tls://…`) that answers, in random order.
 
     `inbox` is the prefix of the subjects at which answers arrive, `credentials` the text of a .creds file: a user's JWT
-    and seed. Raises ConnectionError with the last server's fault.
+    and seed. A server of which a `tls://` URL demands TLS gets nothing without. `on_problem` is called with what the
+    server reports later, such as a permission that is missing. Raises ConnectionError with the last server's fault.
     """
     fault = ConnectionError("no servers are configured")
     for server in random.sample(servers, len(servers)):
         try:
             async with asyncio.timeout(2 * CONNECT_SECONDS):
-                return await _connect(server, name, inbox, credentials, tls, tls_hostname)
+                return await _connect(server, name, inbox, credentials, tls, tls_hostname, on_problem)
         except TimeoutError:
             fault = ConnectionError(f"{server} does not answer")
         except ConnectionError as error:
@@ -158,11 +166,21 @@ async def _connect(  # noqa: PLR0917 - those of `connect`
     credentials: str | None,
     tls: ssl.SSLContext | None,
     tls_hostname: str | None,
+    on_problem: Callable[[str], None],
 ) -> Link:
+    from nats import errors
     from nats.aio.client import Client, RawCredentials
     from nats.errors import NoServersError, SlowConsumerError
 
-    client = Client()
+    class TlsClient(Client):
+        """The library's client would continue without TLS if the server, or somebody between, does not offer it."""
+
+        def _connect_command(self) -> bytes:
+            if not self._server_info.get("tls_required"):
+                raise errors.Error(NO_TLS)
+            return super()._connect_command()
+
+    client = TlsClient() if server.startswith("tls:") else Client()
     ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     link = Link(client, ended)
     causes: list[str] = []
@@ -171,8 +189,9 @@ async def _connect(  # noqa: PLR0917 - those of `connect`
         if isinstance(error, SlowConsumerError):
             link.dropped += 1
             return
-        causes.append(_described(error))
-        log.debug("NATS: %s", causes[-1])
+        causes.append(_words_of(error))
+        if client.is_connected:
+            on_problem(causes[-1])
 
     async def on_end() -> None:
         if not ended.done():
@@ -200,11 +219,19 @@ async def _connect(  # noqa: PLR0917 - those of `connect`
                 tls=tls,
                 tls_hostname=tls_hostname,
             )
-    except ConnectionError as error:
-        if isinstance(error.__cause__, NoServersError) and causes:
+    except BaseException as error:
+        await _close(client)  # the library leaves its socket open
+        if isinstance(error, ConnectionError) and isinstance(error.__cause__, NoServersError) and causes:
             raise ConnectionError(causes[-1]) from error
         raise
     return link
+
+
+async def _close(client: Client) -> None:
+    """The library waits for ever after a TLS handshake that failed."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await client.close()
 
 
 class _as_connection_error:  # noqa: N801 - used as a statement
@@ -217,12 +244,12 @@ class _as_connection_error:  # noqa: N801 - used as a statement
         from nats import errors
 
         if isinstance(error, errors.NoRespondersError):
-            raise NoListenerError("nobody listens there") from error
+            raise NoListenerError("no listener there") from error
         if isinstance(error, errors.TimeoutError) and not isinstance(error, errors.FlushTimeoutError):
             raise TimeoutError from error
         if isinstance(error, errors.Error | OSError) and not isinstance(error, ConnectionError):
-            raise ConnectionError(_described(error)) from error
+            raise ConnectionError(_words_of(error)) from error
 
 
-def _described(error: BaseException) -> str:
+def _words_of(error: BaseException) -> str:
     return clipped(str(error) or type(error).__name__)
