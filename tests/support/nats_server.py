@@ -78,6 +78,13 @@ def nats_server(
         f'host: "127.0.0.1"\nport: -1\nserver_name: "{directory.name}"\n'
         f'ports_file_dir: "{directory}"\n{leaf}{configuration}\n'
     )
+    with running(directory, file, prefix) as server:
+        yield server
+
+
+@contextmanager
+def running(directory: Path, file: Path, prefix: Sequence[str] = ()) -> Iterator[NatsServer]:
+    """A server with that configuration, which has `ports_file_dir`; `directory` is its working directory."""
     process = _start(directory, file, prefix)
     try:
         port, leaf_port = _ports(directory, process)
@@ -110,7 +117,9 @@ def _ports(directory: Path, process: subprocess.Popen[bytes]) -> tuple[int, int]
             found = msgspec.json.decode(file.read_bytes())
         except msgspec.DecodeError:
             return None  # it is being written
-        return _port(found.get("nats")), _port(found.get("leafnodes"))
+        log = (directory / "nats.log").read_text(errors="replace")  # the file does not have the port for leaf nodes
+        leaf = re.findall(r"Listening for leafnode connections on \S+:(\d+)", log)
+        return _port(found.get("nats")), int(leaf[-1]) if leaf else 0
 
     return until_sync(read, 30, "the server did not become ready")
 
