@@ -50,7 +50,7 @@ async def asked(servers: Servers, text: str, payload: bytes) -> messages.Answer:
     token = tokens.read(text)
     bus = await servers.connect(jwt.credentials(token.user, token.key), f"za.v1.boot.{token.key.public}")
     try:
-        return messages.read_answer(await bus.request(subjects.ENROL, payload, 10))
+        return messages.read_answer(await bus.request(subjects.enrolment(token.key.public), payload, 10))
     finally:
         await bus.close()
 

@@ -70,15 +70,13 @@ class Admission:
 
     async def receive_hello(self, received: Received) -> None:
         core = self._core
-        if not received.reply:
-            return
         try:
             cluster, agent_id = subjects.read_hello(received.subject)
             hello = messages.read(received.payload, Hello)
         except (ValueError, BadMessageError) as error:
             core.refusals.note(Cause.MALFORMED, "?", str(error))
             return
-        if cluster != core.cluster:
+        if cluster != core.cluster or not core.answers_to(subjects.inbox(agent_id), received.reply, agent_id):
             return
         if not core.is_ready:
             self._answer(received.reply, Refusal("the gateway has no Zeek", RIVAL_SECONDS))
@@ -89,9 +87,18 @@ class Admission:
             self._start(self._decide(agent_id, hello, received.reply))
 
     async def receive_who(self, received: Received) -> None:
-        """An agent looks for gateways."""
+        """An agent or operator looks for gateways."""
         core = self._core
-        if received.reply and core.is_ready:
+        try:
+            name = subjects.read_who(received.subject)
+        except ValueError as error:
+            core.refusals.note(Cause.MALFORMED, "?", str(error))
+            return
+        is_operators = subjects.is_reply_to(subjects.operator_inbox(name), received.reply)
+        agent_id = subjects.text(name)
+        if not is_operators and not core.answers_to(subjects.inbox(agent_id), received.reply, agent_id):
+            return
+        if core.is_ready:
             self._answer(received.reply, Beacon(core.name, cluster=core.cluster))
 
     async def _decide(self, agent_id: str, hello: Hello, reply: str) -> None:
@@ -204,7 +211,11 @@ class Admission:
         except (ValueError, BadMessageError) as error:
             core.refusals.note(Cause.MALFORMED, "?", f"claim of a gateway: {error}")
             return
-        if claim.gateway != core.name and received.reply:
+        if not subjects.is_name(claim.gateway):
+            core.refusals.note(Cause.MALFORMED, agent_id, f"claim of a gateway: not a name: {claim.gateway}")
+            return
+        inbox = subjects.peer(core.cluster, Peer.REPLY, claim.gateway)
+        if claim.gateway != core.name and core.answers_to(inbox, received.reply, agent_id):
             self._start(self._answer_claim(agent_id, claim, received.reply))
 
     async def _answer_claim(self, agent_id: str, claim: Claim, reply: str) -> None:
@@ -232,8 +243,10 @@ class Admission:
         self._core.peers.answered(agent_id, answer)
 
     async def receive_ping(self, received: Received) -> None:
-        if received.reply:
-            self._core.outbox.put(received.reply)
+        core = self._core
+        replies = subjects.peer(core.cluster, Peer.REPLY, "").removesuffix(".")
+        if core.answers_to(replies, received.reply, "?"):
+            core.outbox.put(received.reply)
 
     async def receive_beat(self, received: Received) -> None:
         """Another gateway is there."""

@@ -24,6 +24,8 @@ class Cause(StrEnum):
     """A batch without credit, or larger than its credit."""
     ORDER = "order"
     """A batch is missing before this one, or came twice."""
+    REPLY = "reply"
+    """A request whose reply would go to somebody else."""
     SESSION = "session"
     """The agent has no such session here."""
     CLONE = "clone"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import Final
 
 import msgspec
@@ -107,6 +108,7 @@ class Downlink:
         """An agent has said hello: keep it, and pass it on if Zeek needs it."""
         core = self._core
         before, session.hello = session.hello, self._shared(hello)
+        session.hello_received = core.monotonic()
         is_same = before is not None and (before.fields, before.features) == (hello.fields, hello.features)
         if session in core.hellos:
             core.counters.agent_hellos["absorbed"] += 1  # it is sent with the others
@@ -126,7 +128,7 @@ class Downlink:
         """The hello with texts that many agents have, such as their tables, only once in memory."""
         text = self._core.texts.text
         features = None if hello.features is None else tuple(map(text, hello.features))
-        return CheckedHello(tuple(map(text, hello.fields)), features, hello.uptime)
+        return replace(hello, fields=tuple(map(text, hello.fields)), features=features)
 
     def _send_hello(self, session: AgentSession, how: str) -> None:
         core = self._core
@@ -137,7 +139,8 @@ class Downlink:
         via = core.via
         session.hello_at, session.hello_via = core.monotonic(), via is not None
         core.counters.agent_hellos[how] += 1
-        context = Context(session.agent_id, core.clock(), session.hello_id)
+        host_time = session.hello.host_time + (session.hello_at - session.hello_received)
+        context = Context(session.agent_id, host_time, session.hello_id)
         core.zeek.put([session.hello.write(context, via)])
 
     async def receive(self, raw: bytes, message: Message) -> None:

@@ -40,12 +40,16 @@ class CheckedFrame:
 
 @dataclass(frozen=True, slots=True)
 class CheckedHello:
-    """An agent's hello: its encoded fields, of which `features` and the uptime are left out."""
+    """An agent's hello: its encoded fields, of which `features` and the uptime are left out.
+
+    `host_time` is the agent's, in seconds since the epoch.
+    """
 
     fields: tuple[str, ...]
     features: tuple[str, ...] | None
     """None if the hello has no such field, as for Broker's own server."""
     uptime: str
+    host_time: float
 
     def record(self, uptime_index: int, features_index: int, *, via: str | None) -> str:
         """The encoded columns, with `via/GATEWAY` among the features if a gateway is given."""
@@ -171,7 +175,7 @@ def _hello(event: AgentHello, agent_id: str) -> CheckedHello:
             _name(name, "feature")
         del fields[len(names)]
     uptime = fields.pop(names.index("uptime"))
-    return CheckedHello(tuple(fields), features, uptime)
+    return CheckedHello(tuple(fields), features, uptime, event.context.host_time)
 
 
 def _error(event: AgentError, instance: str, queries: SentQueries, now: float) -> CheckedFrame:
