@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import collector_program
@@ -77,7 +78,7 @@ def gateway(servers: Servers, collector_port: int, log: Path) -> Iterator[subpro
         until_sync(
             lambda: process.poll() is not None or ("to the bus" in log.read_text() and url in log.read_text()),
             30,
-            lambda: log.read_text(),
+            log.read_text,
         )
         assert process.poll() is None, log.read_text()
         yield process
@@ -123,7 +124,7 @@ async def chain(directory: Path) -> AsyncIterator[Chain]:
 async def test_a_fleet_made_by_its_commands_delivers_and_a_revoked_agent_is_cut_off(tmp_path: Path) -> None:
     async with chain(tmp_path) as one:
         for agent_id, agent in one.agents.items():
-            await until(lambda agent=agent: connected(agent), 30, lambda: f"{agent_id}: {one.gateway_log}")
+            await until(partial(connected, agent), 30, f"{agent_id} is not connected")
         hosts = await until(lambda: delivered(one), 40, lambda: f"{one.collector.text}\n{one.gateway_log}")
         assert hosts >= set(AGENTS)
         place = str(one.servers.place.directory)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -184,7 +185,7 @@ async def _connect(  # noqa: PLR0917 - those of `connect`
     client = TlsClient() if server.startswith("tls:") else Client()
     ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     link = Link(client, ended)
-    causes: list[str] = []
+    causes: deque[str] = deque(maxlen=1)
 
     async def on_error(error: Exception) -> None:
         if isinstance(error, SlowConsumerError):
@@ -236,7 +237,7 @@ async def _close(client: Client) -> None:
 
 
 def _is_not_about_eof(record: logging.LogRecord) -> bool:
-    """asyncio warns of each TLS connection that a server ends, also of each that it refuses, and the cause is logged."""
+    """asyncio warns of each TLS connection that a server ends or refuses; the cause is logged anyway."""
     return not str(record.msg).startswith("returning true from eof_received()")
 
 

@@ -16,7 +16,7 @@ names are single tokens. The bus carries messages of version 1 of the Zeek Agent
 | `za.v1.enrol.KEY`, `za.v1.renew.ID` | agent to the enrolment service, requests | |
 
 Whoever asks chooses the subject of the reply, which servers do not check, while those who answer may publish to any
-agent. So every request names the asker in its subject, and a reply goes only to a subject of that asker (`is_reply_to`).
+agent. So every request names the asker in its subject, and a reply goes only to that asker's inbox (`is_reply_to`).
 """
 
 from __future__ import annotations

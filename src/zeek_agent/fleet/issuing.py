@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from zeek_agent.bus import subjects
+from zeek_agent.bus.limits import Limits
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.fleet import authority, jwt, messages, roles
 from zeek_agent.fleet.authority import Authority
@@ -35,8 +35,6 @@ LOG_LINES_PER_SECOND: Final = 1.0
 LOGGED: Final = "log"
 SOURCE_CHARACTERS: Final = 120
 """Of a reply subject in a log line."""
-SOURCES_MAX: Final = 10_000
-"""Addresses, tokens and keys whose requests are counted; those that were counted last."""
 
 
 class RefusedError(Exception):
@@ -198,23 +196,6 @@ class Enrolment:
                 "id_taken",
             )
         return holder
-
-
-class Limits:
-    """Counts the requests of each source. A source has as many at once as its size, and regains them over time."""
-
-    def __init__(self) -> None:
-        self._sources: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def permit(self, source: str, size: float, per_second: float, now: float) -> bool:
-        """Whether one more request of the source is permitted, which is counted."""
-        level, last = self._sources.pop(source, (size, now))
-        level = min(size, level + max(0.0, now - last) * per_second)
-        permitted = level >= 1
-        self._sources[source] = (level - permitted, now)
-        if len(self._sources) > SOURCES_MAX:
-            self._sources.popitem(last=False)
-        return permitted
 
 
 def _opened(payload: bytes) -> Request:

@@ -26,6 +26,8 @@ class Cause(StrEnum):
     """A batch is missing before this one, or came twice."""
     REPLY = "reply"
     """A request whose reply would go to somebody else."""
+    FLOOD = "flood"
+    """It says hello, or asks for gateways, too often."""
     SESSION = "session"
     """The agent has no such session here."""
     CLONE = "clone"

@@ -39,6 +39,8 @@ COLLECTOR_HELLO_SECONDS: Final = 60.0
 """Longest interval of hellos to a collector, which takes an agent for offline after three times as long."""
 HELLO_REPLY_SECONDS: Final = 1.0
 """The first hello of a Zeek instance later than this after an agent's means that it has missed that."""
+CHANGE_SECONDS: Final = 1.0
+"""Shortest time between hellos of an agent that go to Zeek, which replies to each with all queries."""
 FIRST_HELLO_SECONDS: Final = 1.0
 """Wait for Zeek's features after the connection, before hellos are sent."""
 INSTANCES_MAX: Final = 100
@@ -116,7 +118,17 @@ class Downlink:
             core.hellos.add(session)
         elif is_same and core.monotonic() - session.hello_at < self._interval - BEAT_SECONDS:
             core.counters.agent_hellos["absorbed"] += 1
+        elif (wait := session.hello_at + CHANGE_SECONDS - core.monotonic()) > 0:
+            core.counters.agent_hellos["absorbed"] += 1
+            if not session.hello_waits:
+                session.hello_waits = True
+                asyncio.get_running_loop().call_later(wait, self._send_changed, session)
         else:
+            self._send_hello(session, "forwarded")
+
+    def _send_changed(self, session: AgentSession) -> None:
+        session.hello_waits = False
+        if not session.ended and session.hello_id and self._core.zeek.ack is not None:
             self._send_hello(session, "forwarded")
 
     @property

@@ -43,6 +43,8 @@ class AgentSession:
     hello_id: str = ""
     """Empty until the first hello on this connection to Zeek."""
     hello_at: float = float("-inf")
+    hello_waits: bool = False
+    """Whether a changed hello is sent in a moment."""
     hello_via: bool = False
     """Whether the last hello had the feature `via/GATEWAY`."""
     is_told_back: bool = True
