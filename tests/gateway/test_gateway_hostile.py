@@ -165,7 +165,7 @@ async def test_zeek_is_given_the_agents_time(zeek: ZeekServer, gw: Gateway, bus:
     await agent.send(frame.replace(stamp, broker_json.timestamp(context.host_time)).encode())
     hello = await client.expect(AgentHello)
     assert 1_000_000.0 <= hello.context.host_time < 1_000_060.0
-    await until(lambda: gw.core.monotonic() > gw.core.sessions.get(MINE).hello_received + 1)  # type: ignore[union-attr]
+    await until(lambda: gw.core.monotonic() > gw.core.sessions.get(MINE).hello_at + 1.1)  # type: ignore[union-attr]
     await client.send(
         protocol.zeek_hello("/zeek-agent/query/group/all", protocol.ZeekHello("z2", "8.2", 80200, "", frozenset()))
     )

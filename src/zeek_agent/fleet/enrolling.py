@@ -134,6 +134,7 @@ def renew(place: Path, agent_id: str, hostname: str, clock: Callable[[], float] 
 def _prepare(place: Path) -> None:
     try:
         place.mkdir(mode=directory.DIRECTORY_MODE, parents=True, exist_ok=True)
+        directory.require_own(place)
         place.chmod(directory.DIRECTORY_MODE)
     except OSError as error:
         raise ZeekAgentError(f"cannot create {place}: {error.strerror}") from None

@@ -103,7 +103,7 @@ class Gateway:
         """Whether agents may have sessions of an earlier life of the gateway, which the next beacon ends."""
         self._departed: dict[str, float] = {}
         self._server_error: str | None = None
-        self._bus_reconnects = self._bus_dropped = 0
+        self._bus_reconnects = self._bus_dropped = self._problems = 0
         self._fatal: asyncio.Future[None] | None = None
 
     @property
@@ -203,6 +203,7 @@ class Gateway:
             credentials=await asyncio.to_thread(_credentials, settings, core.name),
             tls=self._tls,
             tls_hostname=settings.tls.server_name,
+            on_problem=self._note_problem,
         )
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         sender: asyncio.Task[None] | None = None
@@ -232,6 +233,13 @@ class Gateway:
             self._lose_sessions()
             with suppress(ConnectionError):
                 await link.close()
+
+    def _note_problem(self, problem: str) -> None:
+        """Log the first, tenth, hundredth… problem that the server reports, or a handler has."""
+        self._problems += 1
+        is_power_of_ten = str(self._problems).rstrip("0") == "1"
+        level = logging.WARNING if is_power_of_ten else logging.DEBUG
+        log.log(level, "the bus reports a problem: %s (%d times)", problem, self._problems)
 
     async def _subscribe(self, link: Link, failed: asyncio.Future[None]) -> None:
         """Everything but hellos, which are only for gateways that have Zeek."""
