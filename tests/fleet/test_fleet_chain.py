@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from fleet import HOST, Servers
 from running_agent import RunningAgent, running
 from waiting import until, until_sync
 
+from zeek_agent.fleet.configurations import CLIENT_PORT, GATEWAY_HOME
 from zeek_agent.fleet.directory import Place
 
 PROGRAM = (sys.executable, "-m", "zeek_agent")
@@ -55,6 +56,8 @@ class Chain:
     agents: dict[str, RunningAgent]
     collector: Program
     gateway: subprocess.Popen[bytes]
+    urls: dict[str, str] = field(default_factory=dict)
+    """Destinations of the agents."""
 
     @property
     def gateway_log(self) -> str:
@@ -65,16 +68,12 @@ class Chain:
 def gateway(servers: Servers, collector_port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """`zeek-agent gateway` with the files of its host, at a collector that knows it by its certificate."""
     own = servers.place.directory / "gateways" / "gw1"
-    settings = {
-        "gateway.credentials": own / "gateway.creds",
-        "gateway.tls.ca_file": own / "ca.pem",
-        "zeek.tls.ca_file": own / "ca.pem",
-        "zeek.tls.certificate": own / "client.pem",
-        "zeek.tls.key": own / "client.key",
-    }
-    given = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    configuration = log.with_suffix(".toml")
+    written = (own / "zeek-agent.toml").read_text()
+    assert f'"tls://{HOST}:{CLIENT_PORT}"' in written
+    configuration.write_text(written.replace(GATEWAY_HOME, str(own)))
     url = f"wss://{HOST}:{collector_port}"
-    with program(log, "gateway", "--nats", servers.hub_url, "--cluster", "zeek", "--zeek", url, *given) as process:
+    with program(log, "gateway", "--config", str(configuration), "--nats", servers.hub_url, "--zeek", url) as process:
         until_sync(
             lambda: process.poll() is not None or ("to the bus" in log.read_text() and url in log.read_text()),
             30,
@@ -116,6 +115,7 @@ async def chain(directory: Path) -> AsyncIterator[Chain]:
         for agent_id, site in AGENTS.items():
             (directory / agent_id).mkdir()
             url = await asyncio.to_thread(enrolled, servers, directory, agent_id, site)
+            found.urls[agent_id] = url
             settings = {"agent.id": agent_id, "zeek.destinations": f'["{url}"]'}
             found.agents[agent_id] = await parts.enter_async_context(running(directory / agent_id, settings=settings))
         yield found
@@ -127,6 +127,7 @@ async def test_a_fleet_made_by_its_commands_delivers_and_a_revoked_agent_is_cut_
             await until(partial(connected, agent), 30, f"{agent_id} is not connected")
         hosts = await until(lambda: delivered(one), 40, lambda: f"{one.collector.text}\n{one.gateway_log}")
         assert hosts >= set(AGENTS)
+        assert await asyncio.to_thread(secrets_in_doctor, one, "Hleaf") == []
         place = str(one.servers.place.directory)
         await asyncio.to_thread(command, "fleet", "revoke", place, "Hleaf", "--server", one.servers.hub_url)
         revoked = one.agents["Hleaf"]
@@ -134,6 +135,21 @@ async def test_a_fleet_made_by_its_commands_delivers_and_a_revoked_agent_is_cut_
         await until(lambda: "Authorization" in revoked.output.read_text(), 30, revoked.output.read_text)
         assert await connected(one.agents["Hhub"])
         assert "eof_received" not in revoked.output.read_text(), "a line for each attempt"
+
+
+def secrets_in_doctor(one: Chain, agent_id: str) -> list[str]:
+    """Lines of the agent's secret files in the output of `zeek-agent doctor`, which passes for the bus."""
+    state = one.directory / agent_id / "state"
+    settings = (f"agent.id={agent_id}", f'zeek.destinations=["{one.urls[agent_id]}"]')
+    given = [part for setting in settings for part in ("--set", setting)]
+    done = subprocess.run(
+        [*PROGRAM, "doctor", "--state-dir", str(state), *given], capture_output=True, text=True, timeout=60, check=False
+    )
+    output = done.stdout + done.stderr
+    assert "this agent may speak and listen for itself only" in output, output
+    assert "zeek by gw1" in output, output
+    secrets = [line for file in ("agent.creds", "client.key") for line in (state / "fleet" / file).read_text().split()]
+    return [line for line in secrets if len(line) > 30 and line in output]
 
 
 async def connected(agent: RunningAgent) -> bool:

@@ -136,9 +136,7 @@ def require_own(directory: Path) -> None:
     """Raise UsageError for a directory, or a link to one, of another user, who could replace or read what is in it."""
     for found in (directory.lstat(), directory.stat()):
         if found.st_uid != os.geteuid():
-            raise UsageError(
-                f"{directory} belongs to another user (uid {found.st_uid}): choose another one"
-            )
+            raise UsageError(f"{directory} belongs to another user (uid {found.st_uid}): choose another one")
 
 
 def write(file: Path, text: str) -> None:
