@@ -421,3 +421,18 @@ async def test_refusals_are_logged_at_a_bounded_rate(
         assert service.refused == issuing.LOG_LINES + 50
     lines = [record for record in caplog.records if "refused agent" in record.getMessage()]
     assert issuing.LOG_LINES <= len(lines) < issuing.LOG_LINES + 20
+
+
+async def test_connections_without_a_handshake_keep_nobody_out(
+    running: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(https, "ACCEPTED_MAX", 5)
+    async with Service(running.place, (), f"{HOST}:0") as service:
+        silent = [await asyncio.open_connection(HOST, service.port) for _ in range(12)]
+        for reader, _ in silent[:7]:
+            assert await asyncio.wait_for(reader.read(), https.TIMEOUT_SECONDS / 2) == b""
+        assert "connections for enrolment were closed" in caplog.text
+        enrolled = await fleet.enroll(tmp_path, Url("https", HOST, service.port), fleet.token(running.place), "Hquiet")
+        assert enrolled.agent_id == "Hquiet"
+        for _, writer in silent:
+            writer.close()
