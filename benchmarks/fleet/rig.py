@@ -1,0 +1,252 @@
+"""The rig: simulators, NATS servers, gateways and the recipient of rows, on loopback, in one directory.
+
+Agents are connected to the recipient directly (`ws`), or over two leaf nodes, a hub and gateways (`nats`).
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent / "tests" / "support"))
+from fleet import oracle, stand_in
+from fleet.fake_host import SQL
+from fleet.oracle import Findings
+from fleet.processes import (
+    FleetError,
+    Process,
+    Sampler,
+    SimulatorProcess,
+    Simulators,
+    free_port,
+    python,
+    start,
+    wait_for,
+)
+from nats_server import program
+
+CLUSTER: Final = "zeek"
+START_SECONDS: Final = 30.0
+
+PACK: Final = f"""
+[logs.fleet]
+fields = [
+  {{ name = "store", type = "string" }},
+  {{ name = "number", type = "count" }},
+  {{ name = "check_sum", type = "count" }},
+  {{ name = "detail", type = "string" }},
+]
+
+[[queries]]
+log = "fleet"
+sql = "{SQL}"
+subscription = "Events"
+schedule = %s
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a fleet consists of."""
+
+    agents: int = 200
+    simulators: int = 2
+    transport: Literal["ws", "nats"] = "nats"
+    recipient: Literal["stand-in", "collector"] = "stand-in"
+    gateways: int = 2
+    schedule: float = 1.0
+    """Seconds between runs of the query."""
+    detail_bytes: int = 40
+    """Size of a row's last column."""
+    script_timeout: float = 10.0
+    starts_per_second: float = 500.0
+
+
+@dataclass(eq=False)
+class Server:
+    """A process that can be started again with the same name and ports."""
+
+    name: str
+    command: list[str | Path]
+    directory: Path
+    sampler: Sampler
+    lives: list[Process] = field(default_factory=list)
+
+    @property
+    def process(self) -> Process:
+        return self.lives[-1]
+
+    def start(self) -> Process:
+        one = start(self.name, self.command, self.directory)
+        self.lives.append(one)
+        self.sampler.add(one)
+        return one
+
+    def kill(self) -> None:
+        self.process.kill()
+
+
+class Fleet:
+    """A fleet that runs."""
+
+    def __init__(self, directory: Path, plan: Plan) -> None:
+        self.directory = directory
+        self.plan = plan
+        self.sampler = Sampler()
+        self.servers: dict[str, Server] = {}
+        """Hub, leaves, gateways and recipient, by name."""
+        self.logs: list[Path] = []
+        self.port = free_port()
+        self._stack = ExitStack()
+        self.simulators = Simulators(())
+
+    def __enter__(self) -> Fleet:
+        try:
+            self._start()
+        except BaseException:
+            self._close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _start(self) -> None:
+        self._stack.callback(self.sampler.close)
+        self.start_recipient()
+        leaves = self._start_bus() if self.plan.transport == "nats" else [(f"ws://127.0.0.1:{self.port}",)]
+        self.leaf_urls = leaves
+        self.simulators = Simulators([self._simulator(number, leaves) for number in range(self.plan.simulators)])
+
+    def _close(self) -> None:
+        for one in self.simulators.processes:
+            one.process.kill()
+        for server in self.servers.values():
+            for life in server.lives:
+                life.kill()
+        self._stack.close()
+
+    def _start_bus(self) -> list[tuple[str, ...]]:
+        hub_port, link_port = free_port(), free_port()
+        self._nats("hub", f'port: {hub_port}\nleafnodes {{ host: "127.0.0.1", port: {link_port} }}\n', hub_port)
+        urls = []
+        for name in ("leaf-a", "leaf-b"):
+            port = free_port()
+            remotes = f'leafnodes {{ remotes: [ {{ url: "nats-leaf://127.0.0.1:{link_port}" }} ], reconnect: 1 }}'
+            self._nats(name, f"port: {port}\n{remotes}\n", port)
+            urls.append((f"nats://127.0.0.1:{port}",))
+        for number in range(self.plan.gateways):
+            self.start_gateway(number, f"nats://127.0.0.1:{hub_port}")
+        return urls
+
+    def _nats(self, name: str, configuration: str, port: int) -> None:
+        file = self.directory / f"{name}.conf"
+        file.write_text(f'host: "127.0.0.1"\nserver_name: "{name}"\nmax_connections: 12000\n{configuration}')
+        self.start_server(name, [program(), "--config", file])
+        self._wait_for_output(name, "Server is ready")
+
+    def start_gateway(self, number: int, hub: str) -> None:
+        raise NotImplementedError
+
+    def start_server(self, name: str, command: list[str | Path]) -> Process:
+        server = self.servers[name] = Server(name, command, self.directory, self.sampler)
+        return server.start()
+
+    def restart(self, name: str) -> None:
+        """Start a server again that was killed."""
+        if name == "recipient":
+            self.start_recipient()
+            return
+        server = self.servers[name]
+        assert not server.process.is_running
+        before = server.process.text.count("Server is ready")
+        server.start()
+        if "nats-server" in str(server.command[0]):
+            wait_for(
+                lambda: server.process.text.count("Server is ready") > before, START_SECONDS, f"{name} is not ready"
+            )
+
+    def _wait_for_output(self, name: str, text: str) -> None:
+        process = self.servers[name].process
+
+        def is_there() -> bool:
+            if not process.is_running:
+                raise FleetError(f"{name} has ended: {process.text[-2000:]}")
+            return text in process.text
+
+        wait_for(is_there, START_SECONDS, f"{name} does not write {text!r}")
+
+    def start_recipient(self) -> None:
+        """Start the recipient, for the first time or again, with a log of its own for each life."""
+        life = len(self.logs)
+        if self.plan.recipient == "stand-in":
+            log = self.directory / f"fleet-{life}.log"
+            command = python(
+                "fleet.stand_in", "--port", str(self.port), "--log", log, "--schedule", str(self.plan.schedule)
+            )
+            ready = "listening"
+        else:
+            pack, logs = self.directory / "pack.toml", self.directory / f"logs-{life}"
+            pack.write_text(PACK % self.plan.schedule)
+            log = logs / stand_in.LOG
+            command = python("zeek_agent", "collector", "--listen", f"127.0.0.1:{self.port}", "--logs", logs)
+            command += ["--set", f"collector.pack={pack}", "--set", "collector.rotate_interval=0"]
+            command += ["--set", "collector.rotate_bytes=0"]
+            ready = "listening on"
+        self.logs.append(log)
+        lives = self.servers["recipient"].lives if "recipient" in self.servers else []
+        server = self.servers["recipient"] = Server("recipient", command, self.directory, self.sampler, lives)
+        before = lives[-1].text.count(ready) if lives else 0
+        process = server.start()
+        wait_for(
+            lambda: process.text.count(ready) > before or not process.is_running, START_SECONDS, "no recipient"
+        )
+        if not process.is_running:
+            raise FleetError(f"the recipient has ended: {process.text[-2000:]}")
+
+    def _simulator(self, number: int, leaves: Sequence[tuple[str, ...]]) -> SimulatorProcess:
+        plan = self.plan
+        each = -(-plan.agents // plan.simulators)
+        first = number * each
+        count = min(each, plan.agents - first)
+        command = python("fleet.simulator", "--first", str(first), "--agents", str(count), "--cluster", CLUSTER)
+        command += ["--detail-bytes", str(plan.detail_bytes), "--script-timeout", str(plan.script_timeout)]
+        for url in leaves[number % len(leaves)]:
+            command += ["--server", url]
+        process = start(
+            f"simulator-{number}", command, self.directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self.sampler.add(process)
+        return SimulatorProcess(process, range(first, first + count))
+
+    def start_agents(self, seconds: float = 120.0) -> float:
+        """Start all agents, and wait until all have their query; returns how long that took."""
+        begun = time.monotonic()
+        self.simulators.start(self.plan.starts_per_second)
+        self.simulators.wait_ready(seconds)
+        return time.monotonic() - begun
+
+    def findings(self, seconds: float = 120.0) -> Findings:
+        """Wait until every row was acknowledged, end the recipient in order, and compare its logs with what was recorded."""
+        self.simulators.wait_delivered(seconds)
+        recorded = list(self.simulators.recorded())
+        self.servers["recipient"].process.stop()
+        return oracle.compare(recorded, self.logs)
+
+    def resident(self) -> str:
+        """Peaks of resident memory, for people."""
+        return ", ".join(f"{name} {kib / 1024:.0f} MB" for name, kib in sorted(self.sampler.peaks().items()))
+
+
+@contextmanager
+def fleet(directory: Path, plan: Plan) -> Iterator[Fleet]:
+    """A fleet, from when its servers are ready to when all its processes have ended."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with Fleet(directory, plan) as one:
+        yield one

@@ -1,0 +1,221 @@
+"""A process of simulated agents. Reads orders as JSON lines from standard input, and answers each with a line.
+
+It is started by `fleet.processes`, which see; `python -m fleet.simulator --help` has the arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from fleet.agents import SimulatedAgent, agent_id
+from fleet.fake_host import TABLE, Phase, Recording
+from msgspec import Struct
+
+from zeek_agent.config import ZeekSettings
+from zeek_agent.zeek import session
+
+HELLO_CHECK_SECONDS: Final = 60.0
+"""Simulated hosts do not change. A real agent looks every 2 s whether its host did, which 10,000 in a few processes
+cannot afford."""
+
+
+class Start(Struct, tag="start"):
+    """Start all agents, so many per second."""
+
+    per_second: float = 500.0
+
+
+class Record(Struct, tag="record"):
+    """Record so many rows per second on each host, from `begin` (seconds since the epoch) for `seconds`."""
+
+    rows_per_second: float
+    begin: float
+    seconds: float
+
+
+class Burst(Struct, tag="burst"):
+    """Record so many rows at once on each host."""
+
+    rows: int
+    begin: float
+
+
+class Status(Struct, tag="status"):
+    """Answered with `Figures`."""
+
+
+class Away(Struct, tag="away"):
+    """Stop these agents in order; `killed` ends them at once."""
+
+    numbers: tuple[int, ...]
+    killed: bool = False
+
+
+class Return(Struct, tag="return"):
+    """Start these agents again after so many seconds of their clocks, at other servers if there are any.
+
+    While they were away, they recorded `rows_per_second`, and do so for another `seconds`.
+    """
+
+    numbers: tuple[int, ...]
+    away_seconds: float = 0.0
+    rows_per_second: float = 0.0
+    servers: tuple[str, ...] = ()
+
+
+class Recorded(Struct, tag="recorded"):
+    """Answered with a line per agent: `[id, store, first, last, lost]`."""
+
+
+class Quit(Struct, tag="quit"):
+    """End."""
+
+
+class Figures(Struct):
+    """The state of all agents of the process."""
+
+    agents: int
+    ready: int
+    undelivered: int
+    recorded: int
+    lost: int
+    resident_kib: int
+    cpu_seconds: float
+    lag_seconds: float
+    """The longest delay of the event loop since the last status."""
+    bus_cpu_seconds: float = 0.0
+
+
+Order = Start | Record | Burst | Status | Away | Return | Recorded | Quit
+
+SETTINGS: Final = ZeekSettings(
+    hello_interval=60.0, ping_interval=60.0, pong_timeout=120.0, instance_timeout=600.0, reconnect_max=5.0
+)
+
+
+class Simulator:
+    """The agents of this process."""
+
+    def __init__(self, numbers: range, servers: list[str], cluster: str, detail_bytes: int, script_timeout: float) -> None:
+        self.recording = Recording(detail_bytes)
+        self.settings = msgspec.structs.replace(SETTINGS, script_timeout=script_timeout)
+        self.agents = {
+            number: SimulatedAgent(number, self.recording, self.settings, servers, cluster) for number in numbers
+        }
+        self._worst_lag = 0.0
+        self._away: dict[int, float] = {}
+
+    async def run(self) -> None:
+        """Until the end of standard input or the order to end."""
+        reader = asyncio.StreamReader(limit=1 << 20)
+        await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+        watch = asyncio.create_task(self._watch_lag())
+        decoder = msgspec.json.Decoder(Order)
+        while line := await reader.readline():
+            order = decoder.decode(line)
+            if isinstance(order, Quit):
+                break
+            for answer in await self._carry_out(order):
+                sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
+            sys.stdout.buffer.write(b"\n")
+            sys.stdout.buffer.flush()
+        watch.cancel()
+
+    async def _carry_out(self, order: Order) -> list[object]:
+        match order:
+            case Start(per_second):
+                begun = time.monotonic()
+                for index, agent in enumerate(self.agents.values()):
+                    agent.start()
+                    await asyncio.sleep(max(0.0, begun + index / per_second - time.monotonic()))
+            case Record(rows_per_second, begin, seconds):
+                self.recording.phases.append(Phase(begin, begin + seconds, rows_per_second))
+            case Burst(rows, begin):
+                self.recording.bursts.append((begin, rows))
+            case Status():
+                return [self._figures()]
+            case Away(numbers, killed):
+                for number in numbers:
+                    agent = self.agents[number]
+                    await (agent.kill() if killed else agent.stop())
+                    self._away[number] = time.time()
+            case Return():
+                self._return(order)
+            case Recorded():
+                return list(self._recorded())
+        return []
+
+    def _return(self, order: Return) -> None:
+        for number in order.numbers:
+            agent = self.agents[number]
+            left = self._away.pop(number) + agent.store.clock_offset
+            agent.store.clock_offset += order.away_seconds
+            if order.rows_per_second:
+                agent.store.record_alone(order.rows_per_second, left, left + order.away_seconds)
+            if order.servers:
+                agent.servers = order.servers
+            agent.start()
+
+    def _recorded(self) -> Iterator[object]:
+        for agent in self.agents.values():
+            yield agent.id, agent.store.id, agent.store.first_seq(TABLE), agent.recorded, agent.lost
+
+    def _figures(self) -> Figures:
+        agents = list(self.agents.values())
+        lag, self._worst_lag = self._worst_lag, 0.0
+        return Figures(
+            agents=len(agents),
+            ready=sum(agent.is_ready for agent in agents),
+            undelivered=sum(agent.undelivered for agent in agents),
+            recorded=sum(agent.recorded for agent in agents),
+            lost=sum(agent.lost for agent in agents),
+            resident_kib=resident_kib(),
+            cpu_seconds=time.process_time(),
+            lag_seconds=lag,
+        )
+
+    async def _watch_lag(self) -> None:
+        while True:
+            begun = time.monotonic()
+            await asyncio.sleep(0.1)
+            self._worst_lag = max(self._worst_lag, time.monotonic() - begun - 0.1)
+
+
+def resident_kib() -> int:
+    """Resident memory of this process in KiB."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:")))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m fleet.simulator")
+    parser.add_argument("--first", type=int, default=0, help="number of the first agent")
+    parser.add_argument("--agents", type=int, default=100)
+    parser.add_argument("--server", action="append", required=True, help="URL; several for the bus")
+    parser.add_argument("--cluster", default="zeek")
+    parser.add_argument("--detail-bytes", type=int, default=40, help="size of a row's last column")
+    parser.add_argument("--script-timeout", type=float, default=10.0, help="seconds, zeek.script_timeout")
+    parser.add_argument("--log-level", default="ERROR")
+    arguments = parser.parse_args()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    logging.basicConfig(stream=sys.stderr, level=arguments.log_level, format="%(asctime)s %(levelname)s %(message)s")
+    session.HELLO_CHECK_INTERVAL_SECONDS = HELLO_CHECK_SECONDS  # type: ignore[misc]
+    numbers = range(arguments.first, arguments.first + arguments.agents)
+    simulator = Simulator(
+        numbers, arguments.server, arguments.cluster, arguments.detail_bytes, arguments.script_timeout
+    )
+    asyncio.run(simulator.run())
+
+
+if __name__ == "__main__":
+    main()
