@@ -16,6 +16,7 @@ from typing import Final, Literal
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "tests" / "support"))
 from fleet import oracle, stand_in
+from fleet.canaries import Canary
 from fleet.fake_host import SQL
 from fleet.oracle import Findings
 from fleet.processes import (
@@ -30,6 +31,7 @@ from fleet.processes import (
     wait_for,
 )
 from nats_server import program
+from own_table_files import roots_directory
 
 CLUSTER: Final = "zeek"
 START_SECONDS: Final = 30.0
@@ -66,6 +68,8 @@ class Plan:
     """Size of a row's last column."""
     script_timeout: float = 10.0
     starts_per_second: float = 500.0
+    canaries: int = 0
+    """Real agents."""
 
 
 @dataclass(eq=False)
@@ -105,6 +109,7 @@ class Fleet:
         self.port = free_port()
         self._stack = ExitStack()
         self.simulators = Simulators(())
+        self.canaries: list[Canary] = []
 
     def __enter__(self) -> Fleet:
         try:
@@ -123,10 +128,17 @@ class Fleet:
         leaves = self._start_bus() if self.plan.transport == "nats" else [(f"ws://127.0.0.1:{self.port}",)]
         self.leaf_urls = leaves
         self.simulators = Simulators([self._simulator(number, leaves) for number in range(self.plan.simulators)])
+        if self.plan.canaries:
+            place = self._stack.enter_context(roots_directory())
+            for number in range(self.plan.canaries):
+                self.canaries.append(Canary(number, place, self.directory, leaves[number % len(leaves)]))
+                self.sampler.add(self.canaries[-1].process)
 
     def _close(self) -> None:
         for one in self.simulators.processes:
             one.process.kill()
+        for canary in self.canaries:
+            canary.process.stop()
         for server in self.servers.values():
             for life in server.lives:
                 life.kill()
@@ -230,14 +242,22 @@ class Fleet:
         begun = time.monotonic()
         self.simulators.start(self.plan.starts_per_second)
         self.simulators.wait_ready(seconds)
+        for canary in self.canaries:
+            canary.wait_ready()
         return time.monotonic() - begun
 
     def findings(self, seconds: float = 120.0) -> Findings:
-        """Wait until every row was acknowledged, end the recipient in order, and compare its logs with what was recorded."""
+        """Wait until every row was acknowledged, end the recipient in order, and compare its logs with the stores."""
+        deadline = time.monotonic() + seconds
         self.simulators.wait_delivered(seconds)
-        recorded = list(self.simulators.recorded())
+        canaries = [one.recorded for one in self.canaries]
+        simulated = list(self.simulators.recorded())
+        while canaries and oracle.compare(canaries, self.logs, (one.agent_id for one in simulated)).missing:
+            if time.monotonic() > deadline:
+                break  # the findings say so
+            time.sleep(1.0)
         self.servers["recipient"].process.stop()
-        return oracle.compare(recorded, self.logs)
+        return oracle.compare([*simulated, *canaries], self.logs)
 
     def resident(self) -> str:
         """Peaks of resident memory, for people."""

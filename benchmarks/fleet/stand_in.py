@@ -12,6 +12,8 @@ import resource
 import secrets
 import signal
 import time
+from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from pathlib import Path
@@ -107,20 +109,25 @@ class StandIn:
         self._streams = Streams()
         self._hello_ids: dict[str, str] = {}
         self._rows = msgspec.json.Decoder(list[Row])
-        self._connections: dict[ServerConnection, tuple[str, ...]] = {}
+        self._by_topic: defaultdict[str, set[ServerConnection]] = defaultdict(set)
+        """Connections by what they subscribe to: a topic, or the beginning of topics if it ends with a slash."""
         self.known = self.early = self.refused = 0
 
     async def serve(self, connection: ServerConnection) -> None:
         topics = tuple(protocol.read_subscription(await connection.recv(decode=False)))
         await connection.send(protocol.ack("stand-in-websocket", VERSION))
-        self._connections[connection] = topics
+        for topic in topics:
+            self._by_topic[topic].add(connection)
         try:
             while True:
                 await self._handle(connection, await connection.recv(decode=False))
         except ConnectionClosed:
             pass
         finally:
-            del self._connections[connection]
+            for topic in topics:
+                self._by_topic[topic].discard(connection)
+                if not self._by_topic[topic]:
+                    del self._by_topic[topic]
 
     async def _handle(self, connection: ServerConnection, raw: bytes) -> None:
         try:
@@ -167,8 +174,11 @@ class StandIn:
         await self.publish(topic, protocol.rows_ack(topic, ack))
 
     async def publish(self, topic: str, frame: str) -> None:
-        for connection, topics in list(self._connections.items()):
-            if topic.startswith(topics):
+        parts = topic.split("/")
+        prefixes = ["/".join(parts[:count]) + "/" for count in range(2, len(parts))]
+        subscribers = set[ServerConnection]().union(*(self._by_topic.get(one, ()) for one in (topic, *prefixes)))
+        for connection in subscribers:
+            with suppress(ConnectionClosed):
                 await connection.send(frame)
 
     async def say_hello(self) -> None:
