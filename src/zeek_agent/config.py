@@ -67,7 +67,13 @@ class TlsSettings(Section, frozen=True):
 class ZeekSettings(Section, frozen=True):
     """Connections to Zeek."""
 
-    destinations: Annotated[tuple[str, ...], Meta(description="URLs (`ws://host:port`, `wss://…`, `host[:port]`)")] = ()
+    destinations: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="URLs (`ws://host:port`, `wss://…`, `host[:port]`); `nats://host[:port][,…]` and "
+            "`tls+nats://…` are servers of a [bus](#bus)"
+        ),
+    ] = ()
     groups: Annotated[
         tuple[str, ...], Meta(description="groups of this agent, in addition to `all` and the platform")
     ] = ()
@@ -108,6 +114,38 @@ class ZeekSettings(Section, frozen=True):
     instances_max: Annotated[PositiveInt, Meta(description="maximum number of Zeek instances per connection")] = 100
     message_bytes_max: Annotated[PositiveInt, Meta(description="maximum size of a message from Zeek")] = 4_194_304
     tls: TlsSettings = TlsSettings()
+
+
+class BusTlsSettings(TlsSettings, frozen=True):
+    """TLS for `tls+nats://` destinations. The defaults are the CA and the client certificate of an enrolled agent."""
+
+    server_name: Annotated[
+        str | None, Meta(description="expected name in the servers' certificates, instead of the host")
+    ] = None
+
+
+class BusSettings(Section, frozen=True):
+    """Sessions with Zeek clusters through gateways, over the NATS servers of a `nats://` or `tls+nats://` destination.
+
+    Needs the extra `fleet`. Times and sizes are those of `zeek`.
+    """
+
+    credentials: Annotated[
+        str | None,
+        Meta(
+            description="file of the agent's NATS credentials (.creds: user JWT and seed); default: "
+            "`fleet/agent.creds` in the state directory, if it exists"
+        ),
+    ] = None
+    clusters: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$", title="letters, digits, `-` and `_`")], ...],
+        Meta(
+            max_length=16,
+            description="names of the Zeek clusters to have sessions with; empty: all whose gateways announce "
+            "themselves, up to 16",
+        ),
+    ] = ()
+    tls: BusTlsSettings = BusTlsSettings()
 
 
 class LimitSettings(Section, frozen=True):
@@ -525,6 +563,7 @@ class Config(Section, frozen=True):
     state_dir: Annotated[str | None, Meta(description="directory of identity, event store and delivery state")] = None
     agent: AgentSettings = AgentSettings()
     zeek: ZeekSettings = ZeekSettings()
+    bus: BusSettings = BusSettings()
     limits: LimitSettings = LimitSettings()
     access: AccessSettings = AccessSettings()
     events: EventSettings = EventSettings()
@@ -855,14 +894,15 @@ def _check(values: dict[str, object], origins: dict[str, str], refuse: Callable[
         for name in names:
             values[name], origins[name] = settings()[name].default, "default"
 
-    if values["zeek.destinations"]:
-        urls = []
-        for text in cast("Sequence[str]", values["zeek.destinations"]):
-            try:
-                urls.append(str(destination.parse(text)))
-            except UsageError as error:
-                refuse(UsageError(f"{origins['zeek.destinations']}: zeek.destinations: {error}"))
-        values["zeek.destinations"] = tuple(dict.fromkeys(urls))
+    valid: list[str] = []
+    for text in cast("Sequence[str]", values["zeek.destinations"]):
+        try:
+            destination.parse_all((*valid, text))
+        except UsageError as error:
+            refuse(UsageError(f"{origins['zeek.destinations']}: zeek.destinations: {error}"))
+        else:
+            valid.append(text)
+    values["zeek.destinations"] = tuple(map(str, destination.parse_all(valid)))
     for name, problem in _listen_problems(values):
         reject(f"{origins[name]}: {name}: {problem}", name)
     retained = cast("int | None", values["collector.retention_bytes"])

@@ -103,10 +103,12 @@ def states_of_clone(source: Path = SOURCE) -> list[Path]:
 def protected(config: Config, places: Paths) -> tuple[str, ...]:
     """The agent's own files and directories, which no statement may read, whatever the configuration allows.
 
-    These are the state directory, the agent's log, the embedded collector's logs, and the files of its TLS keys.
+    These are the state directory, the agent's log, the embedded collector's logs, the files of its TLS keys, and its
+    credentials for the bus.
     """
-    tls, own_tls = config.zeek.tls, config.collector.tls
-    files = [config.log.file, tls.key, tls.certificate, own_tls.key, own_tls.certificate]
+    files = [config.log.file, config.bus.credentials]
+    for tls in (config.zeek.tls, config.bus.tls, config.collector.tls):
+        files += [tls.key, tls.certificate]
     if not config.zeek.destinations:
         files.append(config.collector.logs)
     own = [str(Path(file).expanduser().absolute()) for file in files if file is not None]

@@ -11,7 +11,7 @@ from zeek_agent import config as configuration
 if TYPE_CHECKING:
     from zeek_agent.config import Config
 
-LIVE: Final = ("access.", "collector.", "events.", "limits.", "metrics.", "tables.", "zeek.", "log.level")
+LIVE: Final = ("access.", "bus.", "collector.", "events.", "limits.", "metrics.", "tables.", "zeek.", "log.level")
 """Beginnings of the names of settings that a running agent can change."""
 
 OF_COLLECTOR: Final = ("collector.", "metrics.", "log.")

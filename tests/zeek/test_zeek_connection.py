@@ -511,7 +511,7 @@ async def test_a_zeek_that_does_not_read_bounds_data_in_flight_and_gets_all_afte
         await asyncio.sleep(1.0)
         paused = one.connection.status()
         assert one.connection.session is not None
-        buffered = one.connection.session._websocket.transport.get_write_buffer_size()
+        buffered = one.connection.session._transport._websocket.transport.get_write_buffer_size()
         client.resume()
         await client.expect(ResultRow, number=20_000, seconds=60)
         await until(lambda: one.connection.status().queued_rows == 0)

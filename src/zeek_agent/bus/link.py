@@ -27,6 +27,8 @@ CONNECT_SECONDS: Final = 10
 """For TCP, TLS and NATS' handshake with one server."""
 PING_SECONDS: Final = 20
 """Interval of pings; two without an answer end the connection."""
+NO_TLS: Final = "it does not require TLS, so the connection would not be encrypted"
+"""Of a server with a `tls://` URL."""
 PENDING_MESSAGES: Final = 65_536
 """Received messages of one subscription that wait for their handler; the library drops further ones."""
 PENDING_BYTES: Final = 64 * 1024 * 1024
@@ -80,10 +82,13 @@ class Link:
         """Wait for the end of the connection, and raise ConnectionError with its cause."""
         await asyncio.shield(self._ended)
 
-    async def publish(self, subject: str, payload: bytes = b"") -> None:
-        """Hand a message to the server. It may still be lost: who needs to know asks for an answer."""
+    async def publish(self, subject: str, payload: bytes = b"", reply: str = "") -> None:
+        """Hand a message to the server. It may still be lost: who needs to know asks for an answer.
+
+        `reply` is the subject for answers; without listeners the server sends an empty one there.
+        """
         with _as_connection_error():
-            await self._client.publish(subject, payload)
+            await self._client.publish(subject, payload, reply)
 
     async def flush(self, seconds: int = CONNECT_SECONDS) -> None:
         """Wait until the server has everything that was published before."""
@@ -130,17 +135,19 @@ async def connect(
     credentials: str | None = None,
     tls: ssl.SSLContext | None = None,
     tls_hostname: str | None = None,
+    on_problem: Callable[[str], None] = lambda _: None,
 ) -> Link:
     """Connect to the first of the servers (`nats://host:port`, `tls://…`) that answers, in random order.
 
     `inbox` is the prefix of the subjects at which answers arrive, `credentials` the text of a .creds file: a user's JWT
-    and seed. Raises ConnectionError with the last server's fault.
+    and seed. A server of which a `tls://` URL demands TLS gets nothing without. `on_problem` is called with what the
+    server reports later, such as a permission that is missing. Raises ConnectionError with the last server's fault.
     """
     fault = ConnectionError("no servers are configured")
     for server in random.sample(servers, len(servers)):
         try:
             async with asyncio.timeout(2 * CONNECT_SECONDS):
-                return await _connect(server, name, inbox, credentials, tls, tls_hostname)
+                return await _connect(server, name, inbox, credentials, tls, tls_hostname, on_problem)
         except TimeoutError:
             fault = ConnectionError(f"{server} does not answer")
         except ConnectionError as error:
@@ -155,11 +162,21 @@ async def _connect(  # noqa: PLR0917 - those of `connect`
     credentials: str | None,
     tls: ssl.SSLContext | None,
     tls_hostname: str | None,
+    on_problem: Callable[[str], None],
 ) -> Link:
+    from nats import errors
     from nats.aio.client import Client, RawCredentials
     from nats.errors import NoServersError, SlowConsumerError
 
-    client = Client()
+    class TlsClient(Client):
+        """The library's client would go on without TLS if the server, or somebody between, does not offer it."""
+
+        def _connect_command(self) -> bytes:
+            if not self._server_info.get("tls_required"):
+                raise errors.Error(NO_TLS)
+            return super()._connect_command()
+
+    client = TlsClient() if server.startswith("tls:") else Client()
     ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     link = Link(client, ended)
     causes: list[str] = []
@@ -169,7 +186,8 @@ async def _connect(  # noqa: PLR0917 - those of `connect`
             link.dropped += 1
             return
         causes.append(_described(error))
-        log.debug("NATS: %s", causes[-1])
+        if client.is_connected:
+            on_problem(causes[-1])
 
     async def on_end() -> None:
         if not ended.done():

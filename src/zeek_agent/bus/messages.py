@@ -57,6 +57,8 @@ class Beacon(Message, frozen=True):
 
     gateway: _Text
     spread: _Seconds = 0.0
+    cluster: _Text = ""
+    """Only in a reply to `who`: the subject of a beacon to all agents names its cluster."""
 
 
 class Hello(Message, frozen=True):

@@ -6,6 +6,7 @@ names are single tokens. The bus carries messages of version 1 of the Zeek Agent
 | Subject | From, to | Payload |
 |---|---|---|
 | `za.v1.all.CLUSTER` | gateways to all agents | `Beacon` |
+| `za.v1.who` | agent to all gateways that have Zeek, request | none; replies are `Beacon`s with their cluster |
 | `za.v1.hello.CLUSTER.ID` | agent to one of the gateways, request | `Hello`; the reply is `Welcome` or `Refusal` |
 | `za.v1.up.GATEWAY.ID.SESSION.KIND…` | agent to its gateway | by `Up` |
 | `za.v1.dn.ID.SESSION.KIND` | gateway to agent | by `Down` |
@@ -27,6 +28,8 @@ from zeek_agent.text import from_bytes, to_bytes
 ROOT: Final = "za.v1"
 GATEWAYS: Final = "gateways"
 """The queue group in which a cluster's gateways receive hellos."""
+WHO: Final = f"{ROOT}.who"
+"""Where agents ask for gateways."""
 ENROL: Final = f"{ROOT}.enrol"
 REPLIES: Final = "r"
 """Stands where the session does in the subjects of replies; no session has this name."""
@@ -150,6 +153,16 @@ def down(agent_id: str, session: str, kind: Down) -> str:
 def all_down(agent_id: str) -> str:
     """All that is sent to an agent, replies to its requests included."""
     return f"{ROOT}.dn.{token(agent_id)}.>"
+
+
+def sessions_down(agent_id: str) -> str:
+    """All that is sent to an agent's sessions, and replies to `who`, but not those to its requests."""
+    return f"{ROOT}.dn.{token(agent_id)}.*.*"
+
+
+def who_replies(agent_id: str) -> str:
+    """Where gateways reply to an agent's `who`."""
+    return f"{inbox(agent_id)}.who"
 
 
 def inbox(agent_id: str) -> str:

@@ -13,7 +13,7 @@ import random
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -28,6 +28,7 @@ from zeek_agent.zeek import broker_json, connection_errors, message_limits, prot
 from zeek_agent.zeek.instance import Traffic
 from zeek_agent.zeek.pongs import BoundedClientConnection
 from zeek_agent.zeek.session import Session
+from zeek_agent.zeek.transport import WebSocketTransport
 
 if TYPE_CHECKING:
     from zeek_agent.config import ZeekSettings
@@ -144,7 +145,7 @@ class ZeekConnection:
         self._runner = runner
         self._clock = clock
         self._monotonic = monotonic
-        self._topics = protocol.subscriptions(identity.agent, settings.groups, _platform_group(platform))
+        self._topics = protocol.subscriptions(identity.agent, settings.groups, platform_group(platform))
         self._session: Session | None = None
         self._work: asyncio.Task[None] | None = None
         self._stopping = False
@@ -189,6 +190,9 @@ class ZeekConnection:
             self._work.cancel()
         return instances
 
+    def statuses(self) -> Sequence[ConnectionStatus]:
+        return (self.status(),)
+
     def status(self) -> ConnectionStatus:
         session = self._session
         return ConnectionStatus(
@@ -222,21 +226,17 @@ class ZeekConnection:
             lasted = self._monotonic() - began
             failures = 0 if lasted > self._settings.reconnect_max else failures + 1
             self._enter(ConnectionState.WAITING)
-            await asyncio.sleep(self._pause(failures))
+            await asyncio.sleep(reconnect_pause(self._settings, failures))
             self._reconnects += 1
-
-    def _pause(self, failures: int) -> float:
-        """Seconds until the next attempt: random, up to a bound that doubles with each failure."""
-        bound = self._settings.reconnect_min * 2.0 ** min(max(failures - 1, 0), 30)
-        return random.uniform(0, min(bound, self._settings.reconnect_max))
 
     async def _connect_and_work(self) -> None:
         self._enter(ConnectionState.CONNECTING)
         websocket = await self._open()
         try:
             ack = await self._subscribe(websocket)
+            padding = protocol.BROKER_FRAME_BYTES if ack.is_broker else 0
             session = self._session = Session(
-                websocket,
+                WebSocketTransport(websocket, self._settings, self._monotonic, frame_bytes_min=padding),
                 ack,
                 frozenset(self._topics),
                 url=self._url,
@@ -308,7 +308,13 @@ class ZeekConnection:
             self._state, self._since = state, self._clock()
 
 
-def _platform_group(platform: str) -> str:
+def reconnect_pause(settings: ZeekSettings, failures: int) -> float:
+    """Seconds until the next attempt: random, up to a bound that doubles with each failure."""
+    bound = settings.reconnect_min * 2.0 ** min(max(failures - 1, 0), 30)
+    return random.uniform(0, min(bound, settings.reconnect_max))
+
+
+def platform_group(platform: str) -> str:
     """The group of all agents on a platform, with version 2's names."""
     return {"win32": "windows"}.get(platform, platform)
 
