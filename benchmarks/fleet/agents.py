@@ -10,15 +10,21 @@ from typing import TYPE_CHECKING, Final
 from fleet.fake_host import TABLE, FakeDatabase, FakeStore, Recording
 
 from zeek_agent import destination
+from zeek_agent.bus.connection import BusConnection
+from zeek_agent.bus.credentials import BusFiles
+from zeek_agent.bus.session import Times
+from zeek_agent.config import BusTlsSettings
 from zeek_agent.identity import Identity
 from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.zeek.connection import ZeekConnection
 
 if TYPE_CHECKING:
-    from zeek_agent.config import ZeekSettings
+    from zeek_agent.config import BusSettings, ZeekSettings
     from zeek_agent.queries.installed import Installed
 
 PLATFORM: Final = "linux"
+NO_FILES: Final = BusFiles(None, BusTlsSettings())
+"""Servers of a simulated fleet ask for no credentials."""
 _GOLDEN: Final = 0.6180339887498949
 """Multiples of it, modulo 1, are spread evenly however many there are."""
 
@@ -26,20 +32,39 @@ _GOLDEN: Final = 0.6180339887498949
 class SimulatedAgent:
     """One host, its agent, and its restarts. `number` decides its id and its offset within a second."""
 
-    __slots__ = ("_connection", "_settings", "_task", "cluster", "database", "id", "runner", "servers", "starts", "store")
+    __slots__ = (
+        "_bus",
+        "_connection",
+        "_settings",
+        "_task",
+        "_times",
+        "database",
+        "id",
+        "runner",
+        "servers",
+        "starts",
+        "store",
+    )
 
     def __init__(
-        self, number: int, recording: Recording, settings: ZeekSettings, servers: Sequence[str], cluster: str
+        self,
+        number: int,
+        recording: Recording,
+        settings: ZeekSettings,
+        bus: BusSettings,
+        times: Times,
+        servers: Sequence[str],
     ) -> None:
         self.id = agent_id(number)
         self.store = FakeStore(f"S{number}", recording, number * _GOLDEN % 1.0)
         self.servers = tuple(servers)
-        self.cluster = cluster
         self.starts = 0
         self._settings = settings
+        self._bus = bus
+        self._times = times
         self.database: FakeDatabase | None = None
         self.runner: QueryRunner | None = None
-        self._connection: ZeekConnection | None = None
+        self._connection: ZeekConnection | BusConnection | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -51,12 +76,23 @@ class SimulatedAgent:
         self._connection = self._connect(identity)
         self._task = asyncio.create_task(self._connection.run())
 
-    def _connect(self, identity: Identity) -> ZeekConnection:
+    def _connect(self, identity: Identity) -> ZeekConnection | BusConnection:
         assert self.database is not None
         assert self.runner is not None
-        (url,) = self.servers
-        target = destination.parse(url)
-        return ZeekConnection(target, self._settings, identity, self.database, self.runner, platform=PLATFORM)
+        (target,) = destination.parse_all(self.servers)
+        if not target.is_bus:
+            return ZeekConnection(target, self._settings, identity, self.database, self.runner, platform=PLATFORM)
+        return BusConnection(
+            target,
+            self._bus,
+            NO_FILES,
+            self._settings,
+            identity,
+            self.database,
+            self.runner,
+            times=self._times,
+            platform=PLATFORM,
+        )
 
     async def stop(self) -> None:
         """End in order, as on SIGTERM."""

@@ -20,7 +20,8 @@ from fleet.agents import SimulatedAgent, agent_id
 from fleet.fake_host import TABLE, Phase, Recording
 from msgspec import Struct
 
-from zeek_agent.config import ZeekSettings
+from zeek_agent.bus.session import Times
+from zeek_agent.config import BusSettings, ZeekSettings
 from zeek_agent.zeek import session
 
 HELLO_CHECK_SECONDS: Final = 60.0
@@ -97,6 +98,8 @@ class Figures(Struct):
 
 Order = Start | Record | Burst | Status | Away | Return | Recorded | Quit
 
+QUICK: Final = Times(probe=1.0, tick=0.5, hello=6.0, uninvited=4.0, server=3.0)
+"""For small fleets, so that tests take seconds: by default, agents notice a dead gateway within 10 s."""
 SETTINGS: Final = ZeekSettings(
     hello_interval=60.0, ping_interval=60.0, pong_timeout=120.0, instance_timeout=600.0, reconnect_max=5.0
 )
@@ -105,11 +108,14 @@ SETTINGS: Final = ZeekSettings(
 class Simulator:
     """The agents of this process."""
 
-    def __init__(self, numbers: range, servers: list[str], cluster: str, detail_bytes: int, script_timeout: float) -> None:
-        self.recording = Recording(detail_bytes)
-        self.settings = msgspec.structs.replace(SETTINGS, script_timeout=script_timeout)
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.recording = Recording(arguments.detail_bytes)
+        settings = msgspec.structs.replace(SETTINGS, script_timeout=arguments.script_timeout)
+        bus = BusSettings(clusters=(arguments.cluster,))
+        times = QUICK if arguments.quick else Times()
         self.agents = {
-            number: SimulatedAgent(number, self.recording, self.settings, servers, cluster) for number in numbers
+            number: SimulatedAgent(number, self.recording, settings, bus, times, arguments.server)
+            for number in range(arguments.first, arguments.first + arguments.agents)
         }
         self._worst_lag = 0.0
         self._away: dict[int, float] = {}
@@ -204,17 +210,14 @@ def main() -> None:
     parser.add_argument("--cluster", default="zeek")
     parser.add_argument("--detail-bytes", type=int, default=40, help="size of a row's last column")
     parser.add_argument("--script-timeout", type=float, default=10.0, help="seconds, zeek.script_timeout")
+    parser.add_argument("--quick", action="store_true", help="notice a dead gateway within a second or two")
     parser.add_argument("--log-level", default="ERROR")
     arguments = parser.parse_args()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     logging.basicConfig(stream=sys.stderr, level=arguments.log_level, format="%(asctime)s %(levelname)s %(message)s")
     session.HELLO_CHECK_INTERVAL_SECONDS = HELLO_CHECK_SECONDS  # type: ignore[misc]
-    numbers = range(arguments.first, arguments.first + arguments.agents)
-    simulator = Simulator(
-        numbers, arguments.server, arguments.cluster, arguments.detail_bytes, arguments.script_timeout
-    )
-    asyncio.run(simulator.run())
+    asyncio.run(Simulator(arguments).run())
 
 
 if __name__ == "__main__":
