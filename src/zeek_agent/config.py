@@ -483,6 +483,64 @@ class CollectorSettings(Section, frozen=True):
         return (*((self.pack,) if self.pack else ()), *self.packs)
 
 
+class GatewayTlsSettings(TlsSettings, frozen=True):
+    """TLS to NATS servers, for `tls://` URLs and servers that require it."""
+
+    server_name: Annotated[
+        str | None, Meta(description="expected name in the server's certificate, instead of the host")
+    ] = None
+
+
+class GatewaySettings(Section, frozen=True):
+    """`zeek-agent gateway`, which connects the agents on a NATS bus with one Zeek or collector.
+
+    The connection to Zeek has the settings of the section `zeek`.
+    """
+
+    servers: Annotated[
+        tuple[str, ...], Meta(description="NATS servers (`nats://host:port`, `tls://…`), of which one is used")
+    ] = ()
+    cluster: Annotated[
+        str | None,
+        Meta(description="name of the Zeek cluster, the same for all its gateways: letters, digits, `-` and `_`"),
+    ] = None
+    name: Annotated[
+        str | None,
+        Meta(description="name of this gateway, unlike that of any other in the cluster; default: from the host name"),
+    ] = None
+    zeek: Annotated[str, Meta(description="URL of the Zeek or collector")] = "ws://127.0.0.1:27759"
+    credentials: Annotated[
+        str | None, Meta(description="file with the gateway's NATS credentials (JWT and seed)")
+    ] = None
+    agents_max: Annotated[PositiveInt, Meta(description="maximum number of agents; others are refused")] = 10_000
+    queries_max: Annotated[PositiveInt, Meta(description="maximum number of queries per agent")] = 2_000
+    places: Annotated[
+        PositiveInt,
+        Meta(description="batches of more than 4 KiB that may be on their way at one time, from all agents together"),
+    ] = 64
+    places_per_agent: Annotated[PositiveInt, Meta(description="those of one agent")] = 8
+    rows_per_second: Annotated[
+        float, Meta(ge=0, description="maximum rate of rows per agent, 10 s of which may be sent at once; 0: no limit")
+    ] = 0.0
+    bytes_per_second: Annotated[
+        float, Meta(ge=0, description="maximum rate of bytes per agent, 10 s of which may be sent at once; 0: no limit")
+    ] = 0.0
+    hello_interval: Annotated[
+        Positive,
+        Meta(
+            description="seconds between hellos of an agent that are passed on to Zeek if nothing has changed; at most "
+            "60 to a collector"
+        ),
+    ] = 300.0
+    hellos_per_second: Annotated[
+        Positive, Meta(description="maximum rate of hellos to Zeek, and of agents that move to another gateway")
+    ] = 500.0
+    drain_per_second: Annotated[
+        Positive, Meta(description="agents per second that are sent to other gateways when this one stops")
+    ] = 200.0
+    tls: GatewayTlsSettings = GatewayTlsSettings()
+
+
 class OsquerySettings(Section, frozen=True):
     """The bridge to osquery."""
 
@@ -570,6 +628,7 @@ class Config(Section, frozen=True):
     sources: SourceSettings = SourceSettings()
     tables: TablesSettings = TablesSettings()
     collector: CollectorSettings = CollectorSettings()
+    gateway: GatewaySettings = GatewaySettings()
     osquery: OsquerySettings = OsquerySettings()
     log: LogSettings = LogSettings()
     control: ControlSettings = ControlSettings()

@@ -28,13 +28,21 @@ CONTROL_BYTES_MAX: Final = 16 * 1024
 GRANT_SECONDS: Final = 10.0
 """A grant that is not used within this time lapses."""
 BEAT_SECONDS: Final = 30.0
-"""Interval of an agent's beats, and of a gateway's beacons."""
+"""Interval of an agent's beats, which are requests, and of a gateway's beacons."""
 SILENCE_SECONDS: Final = 3.5 * BEAT_SECONDS
 """A session without any message for this time is over, for both sides."""
 CLONE_SECONDS: Final = 5.0
 """Time for an agent to show that it still has its session when another claims its id."""
 HELLO_SECONDS: Final = 10.0
 """Time for a gateway to answer a hello; more than `CLONE_SECONDS`."""
+ANSWER_SECONDS: Final = 2.0
+"""An agent whose batch or want has no `Ack` or `Grant` for this time sends its next `beat` as a request, which its
+gateway answers. If nobody listens, the gateway is dead, and the agent says hello to another one at once."""
+PEER_BEAT_SECONDS: Final = 1.0
+"""Interval of `PeerBeat`."""
+PEER_SILENCE_SECONDS: Final = 3.0
+"""A gateway is asked with `Peer.PING` after this silence. If nobody listens, it is dead, and another one names it in a
+`Beacon` as `gone`, so that its idle agents move, too."""
 
 _Text: TypeAlias = Annotated[str, Meta(max_length=1024)]
 _Natural: TypeAlias = Annotated[int, Meta(ge=0)]
@@ -52,13 +60,15 @@ class Message(Struct, frozen=True, omit_defaults=True):
 class Beacon(Message, frozen=True):
     """A gateway of a cluster is there and has Zeek. Agents of the cluster without a session say hello.
 
-    They do so at a moment within `spread` seconds that their id decides.
+    They do so at a moment within `spread` seconds that their id decides. `gone` names a gateway whose sessions are
+    over, because it died or has been started again: agents that have one count as without. An answer to `who` names
+    the `cluster`; otherwise the subject does.
     """
 
     gateway: _Text
     spread: _Seconds = 0.0
+    gone: _Text = ""
     cluster: _Text = ""
-    """Only in a reply to `who`: the subject of a beacon to all agents names its cluster."""
 
 
 class Hello(Message, frozen=True):
@@ -114,11 +124,17 @@ class Again(Message, frozen=True):
 
 
 class PeerBeat(Message, frozen=True):
-    """A gateway tells the others of its cluster that it is there. `ready` while it has Zeek."""
+    """A gateway tells the others of its cluster that it is there. `ready` while it has Zeek.
+
+    `life` is new at each start, so that two gateways with one name notice each other. `leaving`: it drains, and its
+    silence from now on is not a failure.
+    """
 
     gateway: _Text
     agents: _Natural
     ready: bool = True
+    life: _Text = ""
+    leaving: bool = False
 
 
 class Claim(Message, frozen=True):

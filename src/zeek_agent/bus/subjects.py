@@ -6,7 +6,7 @@ names are single tokens. The bus carries messages of version 1 of the Zeek Agent
 | Subject | From, to | Payload |
 |---|---|---|
 | `za.v1.all.CLUSTER` | gateways to all agents | `Beacon` |
-| `za.v1.who` | agent to all gateways that have Zeek, request | none; replies are `Beacon`s with their cluster |
+| `za.v1.who` | agent to all gateways, request | the replies are a `Beacon` of each gateway that has Zeek |
 | `za.v1.hello.CLUSTER.ID` | agent to one of the gateways, request | `Hello`; the reply is `Welcome` or `Refusal` |
 | `za.v1.up.GATEWAY.ID.SESSION.KIND…` | agent to its gateway | by `Up` |
 | `za.v1.dn.ID.SESSION.KIND` | gateway to agent | by `Down` |
@@ -29,7 +29,7 @@ ROOT: Final = "za.v1"
 GATEWAYS: Final = "gateways"
 """The queue group in which a cluster's gateways receive hellos."""
 WHO: Final = f"{ROOT}.who"
-"""Where agents ask for gateways."""
+"""A request of agents to all gateways, answered with beacons."""
 ENROL: Final = f"{ROOT}.enrol"
 REPLIES: Final = "r"
 """Stands where the session does in the subjects of replies; no session has this name."""
@@ -48,7 +48,7 @@ class Up(StrEnum):
     WANT = "want"
     """`Want`: the size of the next batch, which needs a grant."""
     BEAT = "beat"
-    """No payload: the agent is there. Sent at intervals, and as the answer to `ping`."""
+    """No payload: the agent is there. Sent at intervals, and as the answer to `ping`. A request has an empty answer."""
     BYE = "bye"
     """No payload: the agent ends the session."""
 
@@ -79,6 +79,10 @@ class Peer(StrEnum):
     """`PeerBeat`, to all."""
     CLAIM = "claim"
     """`claim.ID`: `Claim`, a request to all: may the sender have a session with that agent?"""
+    PING = "ping"
+    """`ping.GATEWAY`, a request to one: is it there? The answer is empty."""
+    REPLY = "reply"
+    """`reply.GATEWAY.…`: answers to that gateway's requests."""
 
 
 class UpSubject(NamedTuple):
@@ -171,9 +175,14 @@ def inbox(agent_id: str) -> str:
 
 
 def peers(cluster: str, kind: Peer, agent_id: str | None = None) -> str:
-    """Subject among a cluster's gateways; a claim names the agent, and `*` stands for any."""
+    """Subject of beats and claims among a cluster's gateways; a claim names the agent, and `*` stands for any."""
     named = "" if kind is Peer.BEAT else f".{'*' if agent_id is None else token(agent_id)}"
     return f"{ROOT}.gw.{cluster}.{kind}{named}"
+
+
+def peer(cluster: str, kind: Peer, gateway: str) -> str:
+    """Subject of pings to one gateway, and prefix of the subjects of replies to it."""
+    return f"{ROOT}.gw.{cluster}.{kind}.{gateway}"
 
 
 def renewal(agent_id: str) -> str:

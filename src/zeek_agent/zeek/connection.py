@@ -116,6 +116,40 @@ async def open_websocket(
     )
 
 
+async def subscribe(websocket: ClientConnection, topics: Sequence[str], seconds: float) -> protocol.Ack:
+    """Subscribe and wait for the acknowledgement. Raises UnusableError if it is missing after `seconds` or unusable."""
+    await websocket.send(protocol.subscription_message(topics))
+    try:
+        async with asyncio.timeout(seconds):
+            while not isinstance(answer := protocol.read_message(await websocket.recv(decode=False)), protocol.Ack):
+                if isinstance(answer, protocol.Error):
+                    raise connection_errors.UnusableError(
+                        f"refused the agent: {clipped(f'{answer.code}: {answer.context}')}"
+                    )
+    except TimeoutError:
+        raise connection_errors.UnusableError(connection_errors.NO_ACK.format(seconds=seconds)) from None
+    for name in (answer.endpoint, answer.version):
+        if byte_length(name) > message_limits.NAME_BYTES_MAX:
+            raise connection_errors.UnusableError(
+                connection_errors.LONG_NAME.format(most=message_limits.NAME_BYTES_MAX, name=clipped(name))
+            )
+    if answer.lacks_backend:
+        raise connection_errors.UnusableError(connection_errors.NO_BACKEND)
+    return answer
+
+
+def reconnect_pause(settings: ZeekSettings, failures: int) -> float:
+    """Seconds until the next attempt: random, up to a bound that doubles with each failure."""
+    bound = settings.reconnect_min * 2.0 ** min(max(failures - 1, 0), 30)
+    return random.uniform(0, min(bound, settings.reconnect_max))
+
+
+def limit_send_buffer(websocket: ClientConnection) -> None:
+    """Keep the kernel's buffer small, behind which the answers to Zeek's pings are queued."""
+    raw_socket: socket.socket = websocket.transport.get_extra_info("socket")
+    raw_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+
+
 class ZeekConnection:
     """Keeps the agent connected to one destination. Raises UsageError for an invalid destination.
 
@@ -233,7 +267,7 @@ class ZeekConnection:
         self._enter(ConnectionState.CONNECTING)
         websocket = await self._open()
         try:
-            ack = await self._subscribe(websocket)
+            ack = await subscribe(websocket, self._topics, self._settings.ack_timeout)
             padding = protocol.BROKER_FRAME_BYTES if ack.is_broker else 0
             session = self._session = Session(
                 WebSocketTransport(websocket, self._settings, self._monotonic, frame_bytes_min=padding),
@@ -259,7 +293,7 @@ class ZeekConnection:
             if self._session is not None:
                 self._sent_bytes += self._session.sender.sent_bytes
                 self._session = None
-            await _close(websocket)
+            await close(websocket)
 
     def _described(self, ack: protocol.Ack) -> str:
         """The server, with its version if it is a Zeek."""
@@ -270,31 +304,8 @@ class ZeekConnection:
     async def _open(self) -> ClientConnection:
         connected = await self._dial() if self._dial is not None else None
         websocket = await open_websocket(self.destination, self._settings, APPLICATION, connected)
-        raw_socket: socket.socket = websocket.transport.get_extra_info("socket")
-        raw_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        limit_send_buffer(websocket)
         return websocket
-
-    async def _subscribe(self, websocket: ClientConnection) -> protocol.Ack:
-        """Subscribe and wait for the acknowledgement. Raises UnusableError if it is missing or unusable."""
-        await websocket.send(protocol.subscription_message(self._topics))
-        seconds = self._settings.ack_timeout
-        try:
-            async with asyncio.timeout(seconds):
-                while not isinstance(answer := protocol.read_message(await websocket.recv(decode=False)), protocol.Ack):
-                    if isinstance(answer, protocol.Error):
-                        raise connection_errors.UnusableError(
-                            f"refused the agent: {clipped(f'{answer.code}: {answer.context}')}"
-                        )
-        except TimeoutError:
-            raise connection_errors.UnusableError(connection_errors.NO_ACK.format(seconds=seconds)) from None
-        for name in (answer.endpoint, answer.version):
-            if byte_length(name) > message_limits.NAME_BYTES_MAX:
-                raise connection_errors.UnusableError(
-                    connection_errors.LONG_NAME.format(most=message_limits.NAME_BYTES_MAX, name=clipped(name))
-                )
-        if answer.lacks_backend:
-            raise connection_errors.UnusableError(connection_errors.NO_BACKEND)
-        return answer
 
     def _note_failure(self, error: Exception) -> None:
         """Log why a connection failed or ended, once per cause until it has worked again."""
@@ -319,7 +330,7 @@ def platform_group(platform: str) -> str:
     return {"win32": "windows"}.get(platform, platform)
 
 
-async def _close(websocket: ClientConnection) -> None:
+async def close(websocket: ClientConnection) -> None:
     """Close in any state with a close frame, but do not wait long for a peer that does not read."""
     try:
         async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):
