@@ -67,6 +67,8 @@ class Plan:
     detail_bytes: int = 40
     """Size of a row's last column."""
     script_timeout: float = 10.0
+    quick: bool = False
+    """Whether agents notice a dead gateway within a second or two."""
     starts_per_second: float = 500.0
     canaries: int = 0
     """Real agents."""
@@ -154,7 +156,7 @@ class Fleet:
             self._nats(name, f"port: {port}\n{remotes}\n", port)
             urls.append((f"nats://127.0.0.1:{port}",))
         for number in range(self.plan.gateways):
-            self.start_gateway(number, f"nats://127.0.0.1:{hub_port}")
+            self._start_gateway(number, f"nats://127.0.0.1:{hub_port}")
         return urls
 
     def _nats(self, name: str, configuration: str, port: int) -> None:
@@ -163,8 +165,11 @@ class Fleet:
         self.start_server(name, [program(), "--config", file])
         self._wait_for_output(name, "Server is ready")
 
-    def start_gateway(self, number: int, hub: str) -> None:
-        raise NotImplementedError
+    def _start_gateway(self, number: int, hub: str) -> None:
+        name = f"gateway-{number}"
+        command = [sys.executable, "/tmp/gw.py", "--nats", hub, "--cluster", CLUSTER, "--name", name]
+        self.start_server(name, [*command, "--zeek", f"ws://127.0.0.1:{self.port}"])
+        self._wait_for_output(name, "connected to the bus")
 
     def start_server(self, name: str, command: list[str | Path]) -> Process:
         server = self.servers[name] = Server(name, command, self.directory, self.sampler)
@@ -229,6 +234,7 @@ class Fleet:
         count = min(each, plan.agents - first)
         command = python("fleet.simulator", "--first", str(first), "--agents", str(count), "--cluster", CLUSTER)
         command += ["--detail-bytes", str(plan.detail_bytes), "--script-timeout", str(plan.script_timeout)]
+        command += ["--quick"] * plan.quick
         for url in leaves[number % len(leaves)]:
             command += ["--server", url]
         process = start(

@@ -319,12 +319,6 @@ class ZeekConnection:
             self._state, self._since = state, self._clock()
 
 
-def reconnect_pause(settings: ZeekSettings, failures: int) -> float:
-    """Seconds until the next attempt: random, up to a bound that doubles with each failure."""
-    bound = settings.reconnect_min * 2.0 ** min(max(failures - 1, 0), 30)
-    return random.uniform(0, min(bound, settings.reconnect_max))
-
-
 def platform_group(platform: str) -> str:
     """The group of all agents on a platform, with version 2's names."""
     return {"win32": "windows"}.get(platform, platform)
