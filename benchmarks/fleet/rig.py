@@ -5,14 +5,16 @@ Agents are connected to the recipient directly (`ws`), or over two leaf nodes, a
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "tests" / "support"))
 from fleet import oracle, stand_in
@@ -107,6 +109,8 @@ class Fleet:
         self.sampler = Sampler()
         self.servers: dict[str, Server] = {}
         """Hub, leaves, gateways and recipient, by name."""
+        self.monitors: dict[str, int] = {}
+        """Ports at which NATS servers report figures over HTTP."""
         self.logs: list[Path] = []
         self.port = free_port()
         self._stack = ExitStack()
@@ -161,7 +165,9 @@ class Fleet:
 
     def _nats(self, name: str, configuration: str, port: int) -> None:
         file = self.directory / f"{name}.conf"
-        file.write_text(f'host: "127.0.0.1"\nserver_name: "{name}"\nmax_connections: 12000\n{configuration}')
+        self.monitors[name] = free_port()
+        monitor = f'http: "127.0.0.1:{self.monitors[name]}"'
+        file.write_text(f'host: "127.0.0.1"\nserver_name: "{name}"\nmax_connections: 12000\n{monitor}\n{configuration}')
         self.start_server(name, [program(), "--config", file])
         self._wait_for_output(name, "Server is ready")
 
@@ -253,17 +259,23 @@ class Fleet:
         return time.monotonic() - begun
 
     def findings(self, seconds: float = 120.0) -> Findings:
-        """Wait until every row was acknowledged, end the recipient in order, and compare its logs with the stores."""
+        """Wait until every row was acknowledged and is in the logs, and compare these with all that was recorded."""
         deadline = time.monotonic() + seconds
         self.simulators.wait_delivered(seconds)
         canaries = [one.recorded for one in self.canaries]
         simulated = list(self.simulators.recorded())
+        time.sleep(2 * stand_in.FLUSH_SECONDS)
         while canaries and oracle.compare(canaries, self.logs, (one.agent_id for one in simulated)).missing:
             if time.monotonic() > deadline:
                 break  # the findings say so
             time.sleep(1.0)
-        self.servers["recipient"].process.stop()
         return oracle.compare([*simulated, *canaries], self.logs)
+
+    def reported(self, name: str) -> dict[str, Any]:
+        """The figures of a NATS server (`/varz`)."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.monitors[name]}/varz", timeout=20) as answer:
+            figures: dict[str, Any] = json.load(answer)
+            return figures
 
     def resident(self) -> str:
         """Peaks of resident memory, for people."""
