@@ -557,6 +557,34 @@ def collector(
 
 
 @commands.command()
+@click.option("--zeek", metavar="URL", help="The Zeek or collector (ws://127.0.0.1:27759).")
+@click.option("--nats", "servers", multiple=True, metavar="URL", help="NATS server (nats://host:port, tls://…).")
+@click.option("--cluster", metavar="NAME", help="Name of the Zeek cluster, the same for all its gateways.")
+@click.option("--name", metavar="NAME", help="Name of this gateway; default: from the host name.")
+@_settings
+def gateway(given: Given, *, zeek: str | None, servers: Sequence[str], cluster: str | None, name: str | None) -> None:
+    """Connect agents on a NATS bus with one Zeek or collector, until SIGTERM or SIGINT.
+
+    The gateway speaks for all its agents over one WebSocket. It needs no state: several gateways of one cluster share
+    the agents, and if one ends, its agents move to the others.
+    """
+    import asyncio
+
+    from zeek_agent.gateway_program import run_gateway
+    from zeek_agent.reload import Loaded
+
+    warnings: list[str] = []
+    flags = {
+        "gateway.zeek": zeek,
+        "gateway.servers": tuple(servers) or None,
+        "gateway.cluster": cluster,
+        "gateway.name": name,
+    }
+    config, origins = given.load(flags, warnings.append)
+    asyncio.run(run_gateway(Loaded(config, origins, warnings)))
+
+
+@commands.command()
 @click.option("--connected", is_flag=True, help="Only hosts that are connected.")
 @click.option("--offline", is_flag=True, help="Only hosts that are offline.")
 @click.option("--losses", is_flag=True, help="Only hosts with losses, gaps, errors or a conflict about their id.")

@@ -73,6 +73,8 @@ class Surroundings:
     """Names of all sessions on the bus."""
     clock: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
+    platform: str = ""
+    """The group of all agents on this platform."""
 
 
 class Cluster:
@@ -99,7 +101,9 @@ class Cluster:
     def invite(self, beacon: Beacon) -> None:
         """A gateway of the cluster is there."""
         session = self.session
-        if session is not None and session.welcome.gateway == beacon.gateway:
+        if session is not None and session.welcome.gateway == beacon.gone:
+            session.gateway_is_gone(beacon.spread)
+        elif session is not None and session.welcome.gateway == beacon.gateway:
             session.heard_beacon()
         if session is None:
             self._spread = beacon.spread
@@ -225,7 +229,8 @@ class Cluster:
     async def _say_hello(self, link: Link) -> Welcome:
         its = self._its
         self._enter(ConnectionState.CONNECTING)
-        hello = Hello(its.identity.instance, __version__, its.settings.groups)
+        groups = (*its.settings.groups, its.platform)
+        hello = Hello(its.identity.instance, __version__, tuple(filter(None, groups)))
         subject = subjects.hello(self.name, its.identity.agent)
         try:
             answer = messages.read_welcome(await link.request(subject, messages.encode(hello), its.times.hello))

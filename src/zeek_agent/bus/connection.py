@@ -77,9 +77,10 @@ class BusConnection:
         self._times = times or Times()
         self._clock = clock
         self._monotonic = monotonic
-        topics = protocol.subscriptions(identity.agent, settings.groups, platform_group(platform))
+        group = platform_group(platform)
+        topics = protocol.subscriptions(identity.agent, settings.groups, group)
         self._surroundings = Surroundings(
-            identity, settings, frozenset(topics), database, runner, self._times, set(), clock, monotonic
+            identity, settings, frozenset(topics), database, runner, self._times, set(), clock, monotonic, group
         )
         self._who_replies = subjects.who_replies(identity.agent)
         self._clusters: dict[str, Cluster] = {name: Cluster(name, self._surroundings) for name in bus.clusters}

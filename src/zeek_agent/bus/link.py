@@ -83,7 +83,10 @@ class Link:
         await asyncio.shield(self._ended)
 
     async def publish(self, subject: str, payload: bytes = b"", reply: str = "") -> None:
-        """Hand a message to the server. It may still be lost: who needs to know asks for an answer, at `reply`."""
+        """Hand a message to the server. It may still be lost: who needs to know asks for an answer.
+
+        `reply` is the subject for answers; without listeners the server sends an empty one there.
+        """
         with _as_connection_error():
             await self._client.publish(subject, payload, reply)
 

@@ -61,14 +61,14 @@ class Beacon(Message, frozen=True):
     """A gateway of a cluster is there and has Zeek. Agents of the cluster without a session say hello.
 
     They do so at a moment within `spread` seconds that their id decides. `gone` names a gateway whose sessions are
-    over, because it died or has been started again: agents that have one count as without. An answer to `who` names
-    the `cluster`; otherwise the subject does.
+    over, because it died or has been started again: agents that have one count as without.
     """
 
     gateway: _Text
     spread: _Seconds = 0.0
     gone: _Text = ""
     cluster: _Text = ""
+    """Only in a reply to `who`: the subject of a beacon to all agents names its cluster."""
 
 
 class Hello(Message, frozen=True):

@@ -173,6 +173,10 @@ class BusSession:
         """A beacon of its gateway."""
         self._heard_at = self._monotonic()
 
+    def gateway_is_gone(self, seconds: float) -> None:
+        """Another gateway reports that this one is gone; the agent says hello after a part of so many seconds."""
+        self._finish(SessionOverError("is gone", seconds))
+
     def receive(self, kind: Down, payload: bytes) -> None:
         """Handle a message of the gateway; one that is malformed or not expected is skipped and counted."""
         self._heard_at = self._monotonic()

@@ -6,7 +6,7 @@ names are single tokens. The bus carries messages of version 1 of the Zeek Agent
 | Subject | From, to | Payload |
 |---|---|---|
 | `za.v1.all.CLUSTER` | gateways to all agents | `Beacon` |
-| `za.v1.who` | agent to all gateways, request | the replies are a `Beacon` of each gateway that has Zeek |
+| `za.v1.who` | agent to all gateways that have Zeek, request | none; replies are `Beacon`s with their cluster |
 | `za.v1.hello.CLUSTER.ID` | agent to one of the gateways, request | `Hello`; the reply is `Welcome` or `Refusal` |
 | `za.v1.up.GATEWAY.ID.SESSION.KIND…` | agent to its gateway | by `Up` |
 | `za.v1.dn.ID.SESSION.KIND` | gateway to agent | by `Down` |
@@ -29,7 +29,7 @@ ROOT: Final = "za.v1"
 GATEWAYS: Final = "gateways"
 """The queue group in which a cluster's gateways receive hellos."""
 WHO: Final = f"{ROOT}.who"
-"""A request of agents to all gateways, answered with beacons."""
+"""Where agents ask for gateways."""
 ENROL: Final = f"{ROOT}.enrol"
 REPLIES: Final = "r"
 """Stands where the session does in the subjects of replies; no session has this name."""

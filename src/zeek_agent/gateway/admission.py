@@ -17,7 +17,6 @@ from zeek_agent.bus import messages, subjects
 from zeek_agent.bus.link import Received
 from zeek_agent.bus.messages import (
     CLONE_SECONDS,
-    PROTOCOL,
     Again,
     BadMessageError,
     Beacon,
@@ -47,6 +46,8 @@ FULL_SECONDS: Final = 60.0
 CLONE_WAIT_SECONDS: Final = 300.0
 """A refused clone may try again after this time."""
 RIVAL_SECONDS: Final = 1.0
+SETTLED_SECONDS: Final = 3.0
+"""A gateway that has been connected for less is a new one."""
 REPORTED_SECONDS: Final = 2.0
 """Time for Zeek to read that an agent has left, before another gateway may have it."""
 
@@ -59,6 +60,8 @@ class Admission:
         self._downlink = downlink
         self._tasks: set[asyncio.Task[None]] = set()
         self._turns: dict[str, asyncio.Lock] = {}
+        self.began = core.monotonic()
+        """When the connection to the bus began."""
 
     def stop(self) -> None:
         """Abandon what is being decided."""
@@ -244,11 +247,19 @@ class Admission:
             return
         if beat.gateway == core.name:
             if beat.life != core.life:
-                raise SameNameError(core.name, core.cluster)
+                self._same_name(beat)
             return
         if core.peers.heard(beat, core.monotonic()):
             log.info("gateway %s of cluster %s has %d agents", visible(beat.gateway), core.cluster, beat.agents)
             self.publish_beat()
+
+    def _same_name(self, beat: PeerBeat) -> None:
+        """Of two gateways with one name, the one that has just come ends, or else the one with the greater life."""
+        core = self._core
+        is_new = core.monotonic() - self.began < SETTLED_SECONDS
+        if is_new or beat.life < core.life:
+            raise SameNameError(core.name, core.cluster)
+        self.publish_beat()
 
     def publish_beat(self, *, leaving: bool = False) -> None:
         core = self._core

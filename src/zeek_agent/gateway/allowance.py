@@ -1,7 +1,7 @@
 """Limits on what one agent may send per second: a token bucket that may go into debt.
 
-Nothing is refused for it: the agent gets its next credit, or the acknowledgement of a small batch, once its debt is paid,
-so its rows wait in its own event store.
+Nothing is refused for it: the agent gets its next credit, or the acknowledgement of a small batch, once its debt is
+paid, so its rows wait in its own event store.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Credit for large batches: which agent may send one next.
 
 Agents want credit for one batch each, and are granted it in the order in which they wanted it, so that one with many
-batches waits its turn after each. Only so many large batches are granted or unacknowledged at a time: what a gateway has
-in memory is bounded, however many agents have rows. A batch is a place from its grant to its acknowledgement.
+batches waits its turn after each. Only so many large batches are granted or unacknowledged at a time: what a gateway
+has in memory is bounded, however many agents have rows. A batch is a place from its grant to its acknowledgement.
 """
 
 from __future__ import annotations

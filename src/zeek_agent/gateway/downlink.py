@@ -166,12 +166,10 @@ class Downlink:
                 core.outbox.put(subjects.down(session.agent_id, session.name, Down.FRAME), payload)
 
     def _zeek_hello(self, hello: ZeekHello) -> None:
-        """Another Zeek instance needs the hellos of all agents, and so does one that knows `via`, if they were without."""
+        """Another Zeek instance needs the hellos of all agents; so does one that knows `via`, if they were without."""
         core = self._core
         is_new = hello.instance not in core.features
-        if is_new and (
-            len(core.features) >= INSTANCES_MAX or byte_length(hello.instance) > message_limits.NAME_BYTES_MAX
-        ):
+        if is_new and (len(core.features) >= INSTANCES_MAX or message_limits.excess(hello) is not None):
             return
         core.features[hello.instance] = hello.features & {protocol.VIA, protocol.LEFT}
         self._greeted.set()

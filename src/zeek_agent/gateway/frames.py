@@ -1,8 +1,9 @@
 """Checks of the frames of one agent, which are written again from what was read.
 
-The agent's id is that of the bus's subject, which its credentials determine. An agent can only raise hellos, errors, its
-shutdown and rows, in its own name, to Zeek instances that have addressed it, and only answer queries that it was sent.
-Nothing of the agent's own text is passed on unread: JSON with a key twice could mean one thing here and another to Zeek.
+The agent's id is that of the bus's subject, which its credentials determine. An agent can only raise hellos, errors,
+its shutdown and rows, in its own name, to Zeek instances that have addressed it, and only answer queries that it was
+sent. Nothing of the agent's own text is passed on unread: JSON with a key twice could mean one thing here and another
+to Zeek.
 """
 
 from __future__ import annotations

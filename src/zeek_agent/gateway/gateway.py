@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from zeek_agent import __version__, destination
 from zeek_agent.bus import link as bus_link
-from zeek_agent.bus import messages, subjects
+from zeek_agent.bus import subjects
 from zeek_agent.bus.link import Link, NoListenerError
 from zeek_agent.bus.messages import BEAT_SECONDS, PEER_BEAT_SECONDS, SILENCE_SECONDS, Again
 from zeek_agent.bus.subjects import Down, Peer
@@ -41,6 +41,7 @@ DRAIN_SECONDS: Final = 10.0
 LINK_GRACE_SECONDS: Final = 15.0
 """Agents whose gateway had lost the bus may come back within this time before Zeek is notified."""
 PING_SECONDS: Final = 1.0
+_SERVER: Final = re.compile(r"(nats|tls)://(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d{1,5})?/?", re.ASCII)
 _NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -70,6 +71,9 @@ class Gateway:
         for setting, text in (("cluster", cluster), ("name", name)):
             if not subjects.is_name(text):
                 raise UsageError(f"gateway.{setting}: only letters, digits, - and _, at most 64: {clipped(text)!r}")
+        for server in settings.servers:
+            if _SERVER.fullmatch(server) is None:
+                raise UsageError(f"gateway.servers: not a NATS server: {clipped(server)!r}; write nats://host:port")
         self._settings = settings
         self._monotonic = monotonic
         self._tls = _tls(settings)
@@ -203,6 +207,7 @@ class Gateway:
             core.payload_bytes_max = link.payload_bytes_max
             await self._subscribe(link, failed)
             self._link = link
+            self._admission.began = self._monotonic()
             log.info("connected to the bus at %s, version %s", link.server, link.server_version)
             self._zeek_changed.set()
             sender = asyncio.create_task(core.outbox.run(link))
@@ -383,7 +388,6 @@ def _credentials(settings: GatewaySettings) -> str | None:
 
 def _tls(settings: GatewaySettings) -> ssl.SSLContext | None:
     """The context for servers that require TLS; None if no server is named `tls://` and no setting asks for it."""
-    wanted = (
-        settings.tls.ca_file or settings.tls.certificate or any(one.startswith("tls://") for one in settings.servers)
-    )
+    encrypted = any(server.startswith("tls://") for server in settings.servers)
+    wanted = encrypted or settings.tls.ca_file or settings.tls.certificate
     return tls.client_context(settings.tls) if wanted else None

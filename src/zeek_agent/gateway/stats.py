@@ -76,6 +76,9 @@ class GatewayStats:
             f"{self.agents:,} agents, {self.counters.rows:,} rows in {self.counters.batches.total():,} batches, "
             f"{self.counters.acks:,} acknowledged, {self.grants_waiting:,} agents wait for credit, "
             f"{self.places_used} of {self.places} places used; refused: {refused}; "
-            f"Zeek {'connected' if self.zeek_connected else 'away'}, bus {'connected' if self.bus_connected else 'away'}"
-            f", {self.peers} other gateways"
+            f"Zeek {_state(self.zeek_connected)}, bus {_state(self.bus_connected)}, {self.peers} other gateways"
         )
+
+
+def _state(connected: bool) -> str:
+    return "connected" if connected else "away"

@@ -11,6 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from websockets.exceptions import WebSocketException
@@ -195,9 +196,9 @@ class ZeekSide:
                 self._queued.clear()
             self._in_flight.extend(gathered)
             pong = await sender.send([frame for one in gathered for frame in one.frames])
-            pong.add_done_callback(lambda pong, number=len(gathered): self._settle(sender, pong, number))
+            pong.add_done_callback(partial(self._settle, sender, len(gathered)))
 
-    def _settle(self, sender: Sender, pong: asyncio.Future[float], number: int) -> None:
+    def _settle(self, sender: Sender, number: int, pong: asyncio.Future[float]) -> None:
         if pong.cancelled() or pong.exception() is not None or sender is not self._sender:
             return  # the connection has ended
         for _ in range(number):

@@ -138,12 +138,6 @@ async def subscribe(websocket: ClientConnection, topics: Sequence[str], seconds:
     return answer
 
 
-def reconnect_pause(settings: ZeekSettings, failures: int) -> float:
-    """Seconds until the next attempt: random, up to a bound that doubles with each failure."""
-    bound = settings.reconnect_min * 2.0 ** min(max(failures - 1, 0), 30)
-    return random.uniform(0, min(bound, settings.reconnect_max))
-
-
 def limit_send_buffer(websocket: ClientConnection) -> None:
     """Keep the kernel's buffer small, behind which the answers to Zeek's pings are queued."""
     raw_socket: socket.socket = websocket.transport.get_extra_info("socket")
@@ -317,6 +311,12 @@ class ZeekConnection:
     def _enter(self, state: ConnectionState) -> None:
         if state is not self._state:
             self._state, self._since = state, self._clock()
+
+
+def reconnect_pause(settings: ZeekSettings, failures: int) -> float:
+    """Seconds until the next attempt: random, up to a bound that doubles with each failure."""
+    bound = settings.reconnect_min * 2.0 ** min(max(failures - 1, 0), 30)
+    return random.uniform(0, min(bound, settings.reconnect_max))
 
 
 def platform_group(platform: str) -> str:
