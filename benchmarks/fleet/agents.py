@@ -137,7 +137,8 @@ class SimulatedAgent:
 
     @property
     def lost(self) -> int:
-        return sum(one.lost for one in self.installed)
+        """Rows that expired before they were delivered, since the last start."""
+        return 0 if self.runner is None else sum(self.runner.lost.values())
 
 
 def agent_id(number: int) -> str:

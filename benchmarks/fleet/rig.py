@@ -113,6 +113,8 @@ class Fleet:
         """Ports at which NATS servers report figures over HTTP."""
         self.logs: list[Path] = []
         self.port = free_port()
+        self.gone = 0
+        """How many agents of a simulator were away for a day before."""
         self._stack = ExitStack()
         self.simulators = Simulators(())
         self.canaries: list[Canary] = []
@@ -173,8 +175,10 @@ class Fleet:
 
     def _start_gateway(self, number: int, hub: str) -> None:
         name = f"gateway-{number}"
-        command = [sys.executable, "/tmp/gw.py", "--nats", hub, "--cluster", CLUSTER, "--name", name]
-        self.start_server(name, [*command, "--zeek", f"ws://127.0.0.1:{self.port}"])
+        command = python("zeek_agent", "gateway", "--nats", hub, "--cluster", CLUSTER, "--name", name)
+        command += ["--zeek", f"ws://127.0.0.1:{self.port}", "--set", "zeek.reconnect_max=2", "--set", "log.level=info"]
+        command += ["--state-dir", self.directory / name]
+        self.start_server(name, command)
         self._wait_for_output(name, "connected to the bus")
 
     def start_server(self, name: str, command: list[str | Path]) -> Process:

@@ -6,7 +6,7 @@ Each scenario records at a steady rate, does its damage meanwhile, waits until a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -103,9 +103,14 @@ def outage(fleet: Fleet, scale: Scale, name: str) -> Outcome:
 
 
 def away(fleet: Fleet, scale: Scale, hours: float) -> Outcome:
-    """Some laptops leave, record for hours of their own clocks, and come back at the other leaf node."""
+    """Some laptops leave, record for hours of their own clocks, and come back at the other leaf node.
+
+    Each time others, since a clock that was set forward stays so.
+    """
     first, *_, last = fleet.simulators.processes
-    leaving = list(first.numbers)[: scale.away // 2], list(last.numbers)[: scale.away - scale.away // 2]
+    half = scale.away // 2
+    leaving = [one.numbers[fleet.gone : fleet.gone + half] for one in (first, last)]
+    fleet.gone += half
 
     def act() -> None:
         for numbers in leaving:
@@ -148,3 +153,21 @@ def _record_canaries(fleet: Fleet, rows: int) -> None:
 
 def _sleep_until(moment: float) -> None:
     time.sleep(max(0.0, moment - time.time()))
+
+
+SCENARIOS: Final[Mapping[str, Callable[[Fleet, Scale], Outcome]]] = {
+    "nothing happens": undisturbed,
+    "both gateways are killed": lambda fleet, scale: killed(fleet, scale, ["gateway-0", "gateway-1"]),
+    "a leaf node is killed": lambda fleet, scale: killed(fleet, scale, ["leaf-a"]),
+    "the hub is killed": lambda fleet, scale: killed(fleet, scale, ["hub"]),
+    "a leaf node is cut off": lambda fleet, scale: stopped(fleet, scale, "leaf-b"),
+    "the recipient does not read": lambda fleet, scale: stopped(fleet, scale, "recipient"),
+    "an outage of the hub": lambda fleet, scale: outage(fleet, scale, "hub"),
+    "laptops are away for a day": lambda fleet, scale: away(fleet, scale, 23.0),
+    "laptops are away for longer than the retention": lambda fleet, scale: away(fleet, scale, 30.0),
+}
+"""In each, every row must be in the logs exactly once."""
+
+def recipient_killed(fleet: Fleet, scale: Scale) -> Outcome:
+    """The recipient is killed and loses what it had not written: every row is there at least once."""
+    return killed(fleet, scale, ["recipient"])
