@@ -10,7 +10,7 @@ from zeek_agent.bus import subjects
 from zeek_agent.bus.subjects import Down, Up
 from zeek_agent.errors import UsageError
 
-IDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
+IDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=16)
 
 
 @given(IDS)

@@ -64,7 +64,7 @@ class Store:
         self.open()
 
     def open(self) -> None:
-        clock = AgeClock(self.host.boot_time)
+        clock = AgeClock(self.host.boot_time, lambda: self.host.wall)
         self.file = EventFile(self.path, [THINGS], self.bytes_max, self.host.wall, age_clock=clock)
 
     def restart(self, *, clean: bool = True) -> None:
@@ -325,3 +325,22 @@ def test_the_store_says_that_the_clock_was_set_and_counts_nothing_as_expired(
     assert read_rows(again.uri, "SELECT number FROM things_events ORDER BY seq") == [(1,), (2,)]
     again.close()
     assert again.counters["things_events"].expired == 0
+
+
+def test_a_writer_that_is_held_up_between_two_clocks_finds_no_step(host: Host) -> None:
+    held_up = [5.0, 0.0, 3.0]
+
+    def wall() -> float:
+        now = host.wall
+        host.pass_time(held_up.pop() if held_up else 0.001)
+        return now
+
+    clock = AgeClock(host.boot_time, wall)
+    clock.resume(None, host.wall)
+    assert [round(clock.ahead(), 2) for _ in range(4)] == [0.0] * 4
+    stored = clock.stored()
+    held_up.append(5.0)
+    assert clock.step_since(stored) == 0.0
+    host.wall += 3600
+    held_up.append(5.0)
+    assert round(clock.step_since(stored)) == 3600

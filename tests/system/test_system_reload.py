@@ -271,7 +271,9 @@ async def test_an_agent_ends_in_order_when_its_terminal_is_closed(tmp_path: Path
     ours, theirs = pty.openpty()
     state = tmp_path / "state"
     command = [sys.executable, "-m", "zeek_agent", "run", "--state-dir", str(state), "--logs", str(tmp_path / "logs")]
-    process = subprocess.Popen(["setsid", "--ctty", "--wait", *command], stdin=theirs, stdout=theirs, stderr=theirs)
+    handled = ["env", "--default-signal=HUP"]  # the tests may run where SIGHUP is ignored, as under nohup
+    on_terminal = ["setsid", "--ctty", "--wait", *handled, *command]
+    process = subprocess.Popen(on_terminal, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     reading = asyncio.create_task(asyncio.to_thread(_read_all, ours))
     agent = RunningAgent(process, state, tmp_path / "logs", tmp_path / "output")

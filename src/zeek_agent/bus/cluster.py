@@ -109,11 +109,8 @@ class Cluster:
             self._spread = beacon.spread
             self._invited.set()
 
-    def receive(self, session: str, kind: Down, payload: bytes) -> bool:
-        """Handle a message to a session. Returns whether it may be one of this cluster."""
-        if self.session is not None and self.session.welcome.session == session:
-            self.session.receive(kind, payload)
-            return True
+    def keep_early(self, session: str, kind: Down, payload: bytes) -> bool:
+        """Keep a message to a session that nobody knows. Returns whether it may be the one that is awaited."""
         early = self._early
         if early is None or len(early) >= EARLY_MESSAGES_MAX:
             return False
@@ -145,7 +142,6 @@ class Cluster:
                 uninvited = 0.0
             failures = 0 if self._its.monotonic() - began > self._its.settings.reconnect_max else failures + 1
             self._enter(ConnectionState.WAITING)
-            self._invited.clear()
             await asyncio.sleep(reconnect_pause(self._its.settings, failures))
             self._reconnects += 1
 
@@ -190,6 +186,7 @@ class Cluster:
                 await self._invited.wait()
         if self._invited.is_set():
             await asyncio.sleep(self._spread * turn(self._its.identity.agent))
+            self._invited.clear()
 
     async def _have_session(self, link: Link) -> None:
         """Say hello, and have the session to which a gateway answers, until its end. Raises the cause."""
@@ -212,6 +209,7 @@ class Cluster:
             clock=its.clock,
             monotonic=its.monotonic,
         )
+        self._invited.clear()
         its.session_names.add(welcome.session)
         for name, kind, payload in early:
             if name == welcome.session:
@@ -235,7 +233,8 @@ class Cluster:
         try:
             answer = messages.read_welcome(await link.request(subject, messages.encode(hello), its.times.hello))
         except TimeoutError:
-            raise UnusableError("does not answer the agent's hello") from None
+            seconds = its.times.uninvited * random.uniform(0.5, 1)
+            raise RefusedError("does not answer the agent's hello", seconds) from None
         except BadMessageError as error:
             raise UnusableError(f"answers the agent's hello with something else: {error}") from None
         if isinstance(answer, Refusal):

@@ -132,9 +132,10 @@ class BusConnection:
         rows = [cluster.status() for cluster in welcomed]
         if any(cluster.session is not None for cluster in welcomed):
             return rows
-        return [*rows, self._status()]
+        return [*rows, self.status()]
 
-    def _status(self) -> ConnectionStatus:
+    def status(self) -> ConnectionStatus:
+        """Of the connection to a server, whatever the clusters there."""
         return ConnectionStatus(
             destination=str(self.destination),
             state=self._state.value,
@@ -219,8 +220,12 @@ class BusConnection:
             self._log_problem("subject", f"skipped a message on the bus: {error}")
             return
         for cluster in self._clusters.values():
-            if cluster.receive(session, kind, message.payload):
+            if cluster.session is not None and cluster.session.welcome.session == session:
+                cluster.session.receive(kind, message.payload)
                 return
+        kept = [cluster.keep_early(session, kind, message.payload) for cluster in self._clusters.values()]
+        if any(kept):
+            return
         self._log_problem("session", f"skipped a message on the bus to a session that does not exist ({kind})")
 
     async def _receive_beacon(self, message: Received) -> None:

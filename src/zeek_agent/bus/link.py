@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from zeek_agent.text import clipped
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 CONNECT_SECONDS: Final = 10
 """For TCP, TLS and NATS' handshake with one server."""
+CLOSE_SECONDS: Final = 1
+"""For the end of a connection."""
 PING_SECONDS: Final = 20
 """Interval of pings; two without an answer end the connection."""
 NO_TLS: Final = "it does not require TLS, so the connection would not be encrypted"
@@ -71,7 +74,8 @@ class Link:
 
     @property
     def server_version(self) -> str:
-        return str(self._client.connected_server_version)
+        version = self._client.connected_server_version
+        return f"{version.major}.{version.minor}.{version.patch}"
 
     @property
     def payload_bytes_max(self) -> int:
@@ -124,7 +128,7 @@ class Link:
         return end
 
     async def close(self) -> None:
-        await self._client.close()
+        await _close(self._client)
 
 
 async def connect(
@@ -215,11 +219,19 @@ async def _connect(  # noqa: PLR0917 - those of `connect`
                 tls=tls,
                 tls_hostname=tls_hostname,
             )
-    except ConnectionError as error:
-        if isinstance(error.__cause__, NoServersError) and causes:
+    except BaseException as error:
+        await _close(client)  # the library leaves its socket open
+        if isinstance(error, ConnectionError) and isinstance(error.__cause__, NoServersError) and causes:
             raise ConnectionError(causes[-1]) from error
         raise
     return link
+
+
+async def _close(client: Client) -> None:
+    """The library waits for ever after a TLS handshake that failed."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await client.close()
 
 
 class _as_connection_error:  # noqa: N801 - used as a statement

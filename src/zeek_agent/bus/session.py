@@ -43,9 +43,8 @@ class Times:
     silence: float = messages.SILENCE_SECONDS
     hello: float = messages.HELLO_SECONDS
     grant: float = messages.GRANT_SECONDS
-    probe: float = 5.0
-    """A gateway that owes an answer for this long is asked whether it is there."""
-    tick: float = 5.0
+    probe: float = messages.ANSWER_SECONDS
+    tick: float = 2.0
     """Interval of these checks."""
     uninvited: float = 120.0
     """Without a beacon, an agent says hello to a cluster after a random time of about this length."""
@@ -267,12 +266,12 @@ class BusSession:
         """Send a beat as a request: the server answers it at once if nobody listens, and a gateway may answer it."""
         self._beat_at = self._monotonic()
         try:
-            await self._link.request(self._up(Up.BEAT), b"", self._times.probe)
+            await self._link.request(self._up(Up.BEAT), b"", self._times.hello)
             self._heard_at = self._monotonic()
         except NoListenerError:
             raise UnusableError("is gone") from None
         except TimeoutError:
-            pass  # it need not answer
+            log.debug("%s did not answer a beat", self._title)
 
     async def _answer_pings(self) -> None:
         while True:

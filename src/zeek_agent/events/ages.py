@@ -17,6 +17,10 @@ import apsw
 
 STEP_SECONDS: Final = 1.0
 """A larger change of the time of day against the time since boot means that the clock was set."""
+_QUICK_SECONDS: Final = 0.1
+"""A longer measurement of the two clocks is repeated."""
+_MEASUREMENTS: Final = 9
+"""Repetitions, of which at least one is unlikely to be interrupted."""
 _SPAN_SECONDS: Final = 60.0
 _SPANS: Final = 1_000
 """Spans that the retention of a table is divided into at most; rows stay up to one of them longer."""
@@ -51,10 +55,11 @@ class StoredClock(NamedTuple):
 
 
 class AgeClock:
-    """The clock that ages are measured on, in seconds; `resume` starts it."""
+    """The clock that ages are measured on, in seconds; `resume` starts it. `wall` is the time of day."""
 
-    def __init__(self, boot: BootTime) -> None:
+    def __init__(self, boot: BootTime, wall: Callable[[], float] = time.time) -> None:
         self._boot = boot
+        self._wall = wall
         self._base: float | None = None
 
     def __call__(self) -> float:
@@ -64,6 +69,24 @@ class AgeClock:
     def since_boot(self) -> float:
         """Seconds since boot."""
         return self._boot.seconds()
+
+    def ahead(self) -> float:
+        """How far the time of day is ahead of this clock.
+
+        A thread that is held up between reading the two would find a clock that was set, so the quickest of several
+        measurements counts.
+        """
+        measured = self._measure_ahead()
+        if measured[0] > _QUICK_SECONDS:
+            measured = min(measured, *(self._measure_ahead() for _ in range(_MEASUREMENTS - 1)))
+        return measured[1]
+
+    def _measure_ahead(self) -> tuple[float, float]:
+        """The duration of the measurement, and the difference."""
+        before = self()
+        now = self._wall()
+        after = self()
+        return after - before, now - (before + after) / 2
 
     def resume(self, stored: StoredClock | None, latest: float) -> None:
         """Continue the clock of a store or, if it has none, start from `latest`. A running clock goes on as it is."""
@@ -79,25 +102,24 @@ class AgeClock:
         else:
             self._base = stored.at - since_boot
 
-    def step_since(self, stored: StoredClock, now: float) -> float:
-        """By how many seconds the time of day, which is `now`, was set since this; 0 if it was not, or if unknown."""
-        present = self.stored(now)
+    def step_since(self, stored: StoredClock) -> float:
+        """By how many seconds the time of day was set since this; 0 if it was not, or if unknown."""
+        present = self.stored()
         if (stored.boot_id, stored.base) != (present.boot_id, present.base):
             return 0.0
         step = present.ahead - stored.ahead
         return step if abs(step) > STEP_SECONDS else 0.0
 
-    def stored(self, now: float) -> StoredClock:
-        """What a store keeps of the clock, at the time of day `now`."""
+    def stored(self) -> StoredClock:
+        """What a store keeps of the clock."""
         assert self._base is not None
-        at = self()
-        return StoredClock(self._boot.boot_id, self._base, at, now - at)
+        return StoredClock(self._boot.boot_id, self._base, self(), self.ahead())
 
 
 class Ages:
     """Until when the rows of each table were recorded, in a store's tables `_ages` and `_age_clock`.
 
-    `at` is always the present time of the age clock, `now` the time of day. Raises apsw.Error.
+    `at` is always the present time of the age clock, `ahead` how far the time of day is ahead of it. Raises apsw.Error.
     """
 
     def __init__(self, connection: apsw.Connection) -> None:
@@ -107,9 +129,9 @@ class Ages:
         rows = self._select("SELECT boot_id, base, at, ahead FROM _age_clock")
         return StoredClock(*rows[0]) if rows else None
 
-    def save_clock(self, clock: AgeClock, now: float) -> None:
+    def save_clock(self, clock: AgeClock) -> None:
         """Keep the clock, within a transaction, unless what is kept is recent and the time of day was not set since."""
-        stored, present = self.stored_clock(), clock.stored(now)
+        stored, present = self.stored_clock(), clock.stored()
         if (
             stored is not None
             and (stored.boot_id, stored.base) == (present.boot_id, present.base)
@@ -120,9 +142,9 @@ class Ages:
         self._connection.execute("DELETE FROM _age_clock")
         self._connection.execute("INSERT INTO _age_clock (boot_id, base, at, ahead) VALUES (?, ?, ?, ?)", present)
 
-    def note(self, last: Mapping[str, int], at: float, now: float, age_seconds: float) -> None:
+    def note(self, last: Mapping[str, int], at: float, ahead: float, age_seconds: float) -> None:
         """Record that the rows of each table up to the last `seq` are there, within a transaction."""
-        span, ahead = max(_SPAN_SECONDS, age_seconds / _SPANS), now - at
+        span = max(_SPAN_SECONDS, age_seconds / _SPANS)
         stored = self.stored_clock()
         if stored is not None and abs(ahead - stored.ahead) > STEP_SECONDS:
             self._note_step(last, at, stored.ahead)
@@ -157,13 +179,13 @@ class Ages:
         """The highest `seq` that is known to have been recorded before `limit`, on the age clock; 0 if none is."""
         return int(self._scalar('SELECT max(seq) FROM _ages WHERE "table" = ? AND at < ?', (table, limit)) or 0)
 
-    def last_before_step(self, table: str, at: float, now: float) -> int:
+    def last_before_step(self, table: str, ahead: float) -> int:
         """The highest `seq` whose row may have a time from before the clock was last set; 0 if none may.
 
         The first rows that were recorded afterwards count as well: their events may be older.
         """
         before = self._scalar(
-            'SELECT max(seq) FROM _ages WHERE "table" = ? AND abs(ahead - ?) > ?', (table, now - at, STEP_SECONDS)
+            'SELECT max(seq) FROM _ages WHERE "table" = ? AND abs(ahead - ?) > ?', (table, ahead, STEP_SECONDS)
         )
         if before is None:
             return 0

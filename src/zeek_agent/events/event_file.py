@@ -255,11 +255,15 @@ class EventFile:
         stored = self._ages.stored_clock()
         self._age_clock.resume(stored, latest)
         if stored is None:
-            self._ages.save_clock(self._age_clock, now)
-        return stored is not None and stored.boot_id != self._age_clock.stored(now).boot_id
+            self._ages.save_clock(self._age_clock)
+        return stored is not None and stored.boot_id != self._age_clock.stored().boot_id
 
     def _age_now(self, now: float) -> float:
         return now if self._age_clock is None else self._age_clock()
+
+    def _ahead(self) -> float:
+        """How far the time of day is ahead of the clock that ages are measured on."""
+        return 0.0 if self._age_clock is None else self._age_clock.ahead()
 
     def _begin_run(self, now: float, resumed: bool, *, is_other_boot: bool) -> str:
         """Mark the store as in use and record the time since its last use as a gap. Returns its id.
@@ -273,7 +277,7 @@ class EventFile:
                 cause = "stopped" if clean else "crashed"
                 if not clean and self._had_unsaved_rows():
                     cause = "stopped; the disk was full or failed"
-                step = self._clock_step(now)
+                step = self._clock_step()
                 recorded = alive + step
                 if is_other_boot and self._age_clock is not None:
                     recorded = min(alive, now - self._age_clock.since_boot())
@@ -298,10 +302,10 @@ class EventFile:
         execute("INSERT INTO _store (id, alive, clean, written_by) VALUES (?, ?, 0, ?)", (store_id, now, __version__))
         return store_id
 
-    def _clock_step(self, now: float) -> float:
+    def _clock_step(self) -> float:
         """By how many seconds the time of day was set since the last run; 0 if it was not, or if unknown."""
         stored = self._ages.stored_clock()
-        return 0.0 if self._age_clock is None or stored is None else self._age_clock.step_since(stored, now)
+        return 0.0 if self._age_clock is None or stored is None else self._age_clock.step_since(stored)
 
     def _had_unsaved_rows(self) -> bool:
         """Whether the last run ended in order but could not write to the file."""
@@ -489,19 +493,19 @@ class EventFile:
         only as long as the clock was not set since; the time of its recording says it always.
         """
         removed: Counter[str] = Counter()
-        at = self._age_now(now)
-        self._note_ages(at, now, age_seconds)
+        at, ahead = self._age_now(now), self._ahead()
+        self._note_ages(at, ahead, age_seconds)
         for table, timed in self._stored.items():
             if timed and self.first_seq[table]:
                 removed[table] += self._delete_through(table, self._ages.recorded_before(table, at - age_seconds))
-            if timed and self.first_seq[table] > self._ages.last_before_step(table, at, now):
+            if timed and self.first_seq[table] > self._ages.last_before_step(table, ahead):
                 rows, oldest = f"SELECT seq FROM {quoted(table)} WHERE", now - age_seconds
                 young = self._scalar(f"{rows} time >= ? ORDER BY seq LIMIT 1", (oldest,)) or self.last_seq[table] + 1
                 old = self._scalar(f"{rows} time < ? AND seq < ? ORDER BY seq DESC LIMIT 1", (oldest, young))
                 removed[table] += self._delete_through(table, old or 0)
         with self._connection:
             first = self._scalar("SELECT min(rowid) FROM _gaps") or 0
-            certain = first > self._ages.last_before_step("_gaps", at, now)
+            certain = first > self._ages.last_before_step("_gaps", ahead)
             self._connection.execute(
                 "DELETE FROM _gaps WHERE until < ? OR rowid <= ? OR rowid IN "
                 "(SELECT rowid FROM _gaps ORDER BY rowid DESC LIMIT -1 OFFSET ?)",
@@ -516,12 +520,12 @@ class EventFile:
         self.gaps = self._read_gaps()
         return removed
 
-    def _note_ages(self, at: float, now: float, age_seconds: float) -> None:
+    def _note_ages(self, at: float, ahead: float, age_seconds: float) -> None:
         with self._connection:
             last = {**self.last_seq, "_gaps": self._scalar("SELECT max(rowid) FROM _gaps") or 0}
-            self._ages.note(last, at, now, age_seconds)
+            self._ages.note(last, at, ahead, age_seconds)
             if self._age_clock is not None:
-                self._ages.save_clock(self._age_clock, now)
+                self._ages.save_clock(self._age_clock)
 
     def evict(self, now: float, age_seconds: float) -> Counter[str]:
         """Remove rows when the file is too large, and record gaps for those that may be younger than `age_seconds`.
@@ -552,9 +556,9 @@ class EventFile:
 
     def _oldest(self, now: float, age_seconds: float) -> dict[str, float]:
         """By table, the time before which rows have expired; none if the clock was set since they were recorded."""
-        at = self._age_now(now)
+        ahead = self._ahead()
         return {
-            table: now - age_seconds if first > self._ages.last_before_step(table, at, now) else -math.inf
+            table: now - age_seconds if first > self._ages.last_before_step(table, ahead) else -math.inf
             for table, first in self.first_seq.items()
         }
 

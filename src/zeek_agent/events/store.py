@@ -132,7 +132,7 @@ class EventStore:
         self._clock = clock
         if boot_time is None:
             boot_time = system_boot_time() if clock is time.time else BootTime("of this clock", clock)
-        self._age_clock = AgeClock(boot_time)
+        self._age_clock = AgeClock(boot_time, clock)
         self._clock_ahead: float | None = None
         self.counters = {table.name: TableCounters() for table in self._tables}
         self.notice: str | None = None
@@ -604,7 +604,7 @@ class EventStore:
                 log.error("event store: cannot remove old events from memory: %s", error)
 
     def _note_clock_step(self) -> None:
-        ahead, before = self._clock() - self._age_clock(), self._clock_ahead
+        ahead, before = self._age_clock.ahead(), self._clock_ahead
         if before is not None and abs(ahead - before) > STEP_SECONDS:
             log.warning(
                 "event store: the clock was set %s by %.0f s; events are removed by the time since their recording",
