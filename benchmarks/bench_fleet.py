@@ -14,12 +14,9 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from fleet import oracle
-from fleet.processes import FleetError
 from fleet.rig import Fleet, Plan, fleet
 
 SECONDS = 6.0
@@ -65,7 +62,9 @@ def per_batch(agents: int, rounds: int, rows: int) -> None:
     found: dict[str, list[float]] = {}
     with (
         tempfile.TemporaryDirectory(prefix="fleet-") as directory,
-        fleet(Path(directory) / "bus", Plan(**plan, simulators=2) if False else Plan(agents=agents, simulators=2)) as bus,
+        fleet(
+            Path(directory) / "bus", Plan(**plan, simulators=2) if False else Plan(agents=agents, simulators=2)
+        ) as bus,
         fleet(Path(directory) / "direct", Plan(agents=agents, simulators=2, transport="ws")) as direct,
     ):
         bus.start_agents()
@@ -86,7 +85,9 @@ def per_batch(agents: int, rounds: int, rows: int) -> None:
         sum(three) for three in zip(found["bus hub"], found["bus leaf-a"], found["bus leaf-b"], strict=True)
     ]
     difference = [one - other for one, other in zip(found["bus agents"], found["direct agents"], strict=True)]
-    print(f"CPU per batch of {rows} rows, {agents} agents, {rounds} pairs of intervals: median (10th to 90th percentile)")
+    print(
+        f"CPU per batch of {rows} rows, {agents} agents, {rounds} pairs of intervals: median (10th to 90th percentile)"
+    )
     for title, values in (
         ("gateway", found["bus gateways"]),
         ("NATS servers, hub and a leaf node", found["bus servers"]),

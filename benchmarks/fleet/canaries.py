@@ -10,7 +10,6 @@ from typing import Final
 from fleet.fake_host import TABLE, check_sum
 from fleet.oracle import Recorded
 from fleet.processes import Process, python, start, wait_for
-
 from zeek_agent.control.messages import ControlClient, QueryRequest, Rows
 from zeek_agent.errors import ZeekAgentError
 
@@ -66,7 +65,9 @@ class Canary:
         except (ZeekAgentError, OSError):
             return []
         try:
-            return [row for frame in client.responses(QueryRequest(sql)) if isinstance(frame, Rows) for row in frame.rows]
+            return [
+                row for frame in client.responses(QueryRequest(sql)) if isinstance(frame, Rows) for row in frame.rows
+            ]
         finally:
             client.close()
 
@@ -75,7 +76,12 @@ class Canary:
         with self.file.open("a") as file:
             for _ in range(rows):
                 self.rows += 1
-                row = {"store": self.store, "number": self.rows, "check_sum": check_sum(self.store, self.rows), "detail": ""}
+                row = {
+                    "store": self.store,
+                    "number": self.rows,
+                    "check_sum": check_sum(self.store, self.rows),
+                    "detail": "",
+                }
                 file.write(json.dumps(row) + "\n")
 
     @property

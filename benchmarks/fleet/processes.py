@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
+
 from fleet.oracle import Recorded
 from fleet.simulator import Away, Burst, Figures, Quit, Record, Return, Start, Status
 from fleet.simulator import Recorded as RecordedOrder
@@ -64,16 +65,22 @@ class Process:
         """End it without warning."""
         if self.is_running:
             self.popen.send_signal(signal.SIGKILL)
-        self.popen.wait()
+        self._reap()
 
     def stop(self, seconds: float = 20.0) -> None:
         """Ask it to end; kill it if it does not."""
         if self.is_running:
             self.popen.terminate()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 self.popen.wait(seconds)
-            except subprocess.TimeoutExpired:
-                self.kill()
+        self.kill()
+
+    def _reap(self) -> None:
+        self.popen.wait()
+        for pipe in (self.popen.stdin, self.popen.stdout):
+            if pipe is not None:
+                with suppress(BrokenPipeError):  # an order that it did not read any more
+                    pipe.close()
 
     def pause(self) -> None:
         self.popen.send_signal(signal.SIGSTOP)
@@ -225,7 +232,11 @@ class Simulators:
             one.order(Away(mine, killed))
 
     def bring_back(
-        self, numbers: Sequence[int], servers: Sequence[str] = (), away_seconds: float = 0.0, rows_per_second: float = 0.0
+        self,
+        numbers: Sequence[int],
+        servers: Sequence[str] = (),
+        away_seconds: float = 0.0,
+        rows_per_second: float = 0.0,
     ) -> None:
         for one, mine in self._by_process(numbers):
             one.order(Return(mine, away_seconds, rows_per_second, tuple(servers)))

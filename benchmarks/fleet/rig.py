@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "tests" / "support"))
+from nats_server import program
+from own_table_files import roots_directory
+
 from fleet import oracle, stand_in
 from fleet.canaries import Canary
 from fleet.fake_host import SQL
@@ -32,8 +35,6 @@ from fleet.processes import (
     start,
     wait_for,
 )
-from nats_server import program
-from own_table_files import roots_directory
 
 CLUSTER: Final = "zeek"
 START_SECONDS: Final = 30.0
@@ -231,9 +232,7 @@ class Fleet:
         server = self.servers["recipient"] = Server("recipient", command, self.directory, self.sampler, lives)
         before = lives[-1].text.count(ready) if lives else 0
         process = server.start()
-        wait_for(
-            lambda: process.text.count(ready) > before or not process.is_running, START_SECONDS, "no recipient"
-        )
+        wait_for(lambda: process.text.count(ready) > before or not process.is_running, START_SECONDS, "no recipient")
         if not process.is_running:
             raise FleetError(f"the recipient has ended: {process.text[-2000:]}")
 
@@ -247,9 +246,7 @@ class Fleet:
         command += ["--quick"] * plan.quick
         for url in leaves[number % len(leaves)]:
             command += ["--server", url]
-        process = start(
-            f"simulator-{number}", command, self.directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        process = start(f"simulator-{number}", command, self.directory, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.sampler.add(process)
         return SimulatorProcess(process, range(first, first + count))
 

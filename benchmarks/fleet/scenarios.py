@@ -48,7 +48,12 @@ class Outcome:
         latencies = self.findings.latencies
         spread = f"p50 {quantile(latencies, 0.5):.3f} s, p99 {quantile(latencies, 0.99):.3f} s" if latencies else ""
         resident = ", ".join(f"{name} {kib / 1024:.0f} MB" for name, kib in sorted(_largest(self.resident).items()))
-        told = [str(self.findings), f"all delivered {self.seconds_to_deliver:.1f} s after the last row", spread, resident]
+        told = [
+            str(self.findings),
+            f"all delivered {self.seconds_to_deliver:.1f} s after the last row",
+            spread,
+            resident,
+        ]
         return "; ".join(filter(None, [*told, *self.notes]))
 
 
@@ -167,6 +172,7 @@ SCENARIOS: Final[Mapping[str, Callable[[Fleet, Scale], Outcome]]] = {
     "laptops are away for longer than the retention": lambda fleet, scale: away(fleet, scale, 30.0),
 }
 """In each, every row must be in the logs exactly once."""
+
 
 def recipient_killed(fleet: Fleet, scale: Scale) -> Outcome:
     """The recipient is killed and loses what it had not written: every row is there at least once."""

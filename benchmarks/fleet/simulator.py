@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from fleet.agents import SimulatedAgent, agent_id
-from fleet.fake_host import TABLE, Phase, Recording
 from msgspec import Struct
 
+from fleet.agents import SimulatedAgent
+from fleet.fake_host import TABLE, Phase, Recording
 from zeek_agent.bus.session import Times
 from zeek_agent.config import BusSettings, ZeekSettings
 from zeek_agent.zeek import session

@@ -1,7 +1,7 @@
 """A stand-in for a Zeek with our package: installs one query, writes rows to a log, and acknowledges each batch.
 
-It does what `zeek/scripts/framework/batches.zeek` does with a batch that comes again, and, like Zeek, keeps what it logs
-in memory for up to a second, which it loses when it is killed.
+It treats repeated batches as `zeek/scripts/framework/batches.zeek` does. Like Zeek, it keeps log lines in memory, for up
+to a second, and loses them when it is killed.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 import msgspec
-from fleet.fake_host import SQL
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
+from fleet.fake_host import SQL
 from zeek_agent.queries.subscriptions import Query, Subscription
 from zeek_agent.zeek import protocol
 from zeek_agent.zeek.broker_json import ProtocolError
@@ -44,6 +44,7 @@ HELLO_SECONDS: Final = 60.0
 """As in the package."""
 FEATURES: Final = frozenset({protocol.BATCHES})
 VERSION: Final = "8.2.2"
+VERSION_NUMBER: Final = 80_202
 
 
 class Row(msgspec.Struct):
@@ -151,7 +152,8 @@ class StandIn:
             return
         self._hello_ids[agent_id] = hello_id
         topic = protocol.host_topic(agent_id)
-        await self.publish(topic, protocol.zeek_hello(topic, ZeekHello(self.instance, VERSION, 80202, features=FEATURES)))
+        hello = ZeekHello(self.instance, VERSION, VERSION_NUMBER, features=FEATURES)
+        await self.publish(topic, protocol.zeek_hello(topic, hello))
         await self.publish(topic, protocol.install_query(topic, self.instance, self._query_id, self._query))
 
     async def _batch(self, event: ResultBatch) -> None:
@@ -186,7 +188,7 @@ class StandIn:
         topic = protocol.group_topic("all")
         while True:
             await asyncio.sleep(HELLO_SECONDS)
-            hello = ZeekHello(self.instance, VERSION, 80202, features=FEATURES)
+            hello = ZeekHello(self.instance, VERSION, VERSION_NUMBER, features=FEATURES)
             await self.publish(topic, protocol.zeek_hello(topic, hello))
 
     async def write(self) -> None:

@@ -1,7 +1,7 @@
 """A small fleet of simulated agents over leaf nodes, a hub and two gateways, while parts of it are killed or stopped.
 
-All scenarios run on the same fleet, one after the other, and the oracle counts all rows since its start. `make soak` has
-the same with 10,000 agents.
+All scenarios run on the same fleet, one after the other, and the oracle counts all rows since its start. `make soak`
+runs them with 10,000 agents.
 """
 
 from __future__ import annotations
