@@ -258,7 +258,7 @@ async def bus_agents(url: str, cluster: str) -> AsyncIterator[BusAgents]:
     link = await bus_link.connect([url], name="agents", inbox="za.v1.dn.test.r")
     agents = BusAgents(link, cluster)
     try:
-        await link.subscribe("za.v1.dn.>", agents.receive)
+        await link.subscribe("za.v1.dn.*.*.*", agents.receive)  # without answers to requests
         await link.subscribe(subjects.all_agents(cluster), agents.receive_beacon)
         await link.flush()
         yield agents

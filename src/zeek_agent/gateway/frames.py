@@ -105,6 +105,8 @@ def check(raw: bytes, agent_id: str, queries: SentQueries, now: float) -> Checke
             case ResultRow():
                 query = _query(event.context, message.event, instance, queries, now)
                 return _row(event, query)
+            case _:
+                raise RefusedError(Cause.EVENT, f"event {clipped(message.event)}")
     except ProtocolError as error:
         raise RefusedError(Cause.MALFORMED, str(error)) from None
 

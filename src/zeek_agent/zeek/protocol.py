@@ -270,6 +270,14 @@ class AgentShutdown:
 
 
 @dataclass(frozen=True, slots=True)
+class AgentLeft:
+    """A gateway has lost an agent."""
+
+    context: Context
+    gateway: str
+
+
+@dataclass(frozen=True, slots=True)
 class AgentError:
     context: Context
     message: str
@@ -294,7 +302,7 @@ class ResultBatch:
 
 
 ZeekEvent: TypeAlias = ZeekHello | ZeekShutdown | InstallQuery | CancelQuery | RowsAck
-AgentEvent: TypeAlias = AgentHello | AgentShutdown | AgentError | ResultRow | ResultBatch
+AgentEvent: TypeAlias = AgentHello | AgentShutdown | AgentLeft | AgentError | ResultRow | ResultBatch
 
 
 class _Envelope(Struct):
@@ -366,6 +374,8 @@ def agent_event(message: Message) -> AgentEvent:
         return AgentHello(context, _field(arguments, 1, broker_json.Vector, "columns"))
     if message.event == AGENT_SHUTDOWN:
         return AgentShutdown(context)
+    if message.event == AGENT_LEFT:
+        return AgentLeft(context, _text(arguments, 1, "gateway"))
     if message.event == AGENT_ERROR:
         return AgentError(context, _text(arguments, 1, "msg"))
     if message.event == ROWS:
