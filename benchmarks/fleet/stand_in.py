@@ -1,7 +1,7 @@
 """A stand-in for a Zeek with our package: installs one query, writes rows to a log, and acknowledges each batch.
 
-It treats repeated batches as `zeek/scripts/framework/batches.zeek` does. Like Zeek, it keeps log lines in memory, for up
-to a second, and loses them when it is killed.
+It treats repeated batches as `zeek/scripts/framework/batches.zeek` does. Like Zeek, it keeps log lines in memory for
+up to a second, and loses them when it is killed.
 """
 
 from __future__ import annotations

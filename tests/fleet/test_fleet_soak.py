@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from fleet.rig import Fleet, Plan, fleet
@@ -39,7 +38,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 def bounded(one: Fleet) -> bool:
     """Whether no process took more memory than it should."""
     limits = {"leaf-a": SERVER_KIB_MAX, "leaf-b": SERVER_KIB_MAX, "hub": SERVER_KIB_MAX}
-    limits |= {name: GATEWAY_KIB_MAX for name in ("gateway-0", "gateway-1")}
+    limits |= dict.fromkeys(("gateway-0", "gateway-1"), GATEWAY_KIB_MAX)
     limits |= {each.process.name: 60 * 1024 + AGENT_KIB_MAX * len(each.numbers) for each in one.simulators.processes}
     peaks = one.sampler.peaks()
     return all(peaks[name] < limit for name, limit in limits.items())

@@ -73,11 +73,11 @@ class BusClient(Client):
             self.unacknowledged.popleft()
         if grant:
             self.granted_until = time.monotonic() + messages.GRANT_SECONDS
-        await self.publish(Down.ACK, Ack(number, grant))
+        await self.publish(Down.ACK, Ack(number, self.wants[-1].number if grant else None))
 
     async def grant(self, seconds: float = messages.GRANT_SECONDS) -> None:
         self.granted_until = time.monotonic() + seconds
-        await self.publish(Down.GRANT, Grant(seconds))
+        await self.publish(Down.GRANT, Grant(seconds, self.wants[-1].number))
 
     async def gone(self) -> None:
         """Zeek is away."""
@@ -184,7 +184,7 @@ class ScriptedGateway:
 
     async def _who(self, message: Received) -> None:
         self.asked += 1
-        await self.link.publish(message.reply, messages.encode(Beacon(self.name, 0.0, self.cluster)))
+        await self.link.publish(message.reply, messages.encode(Beacon(self.name, cluster=self.cluster)))
 
     async def _hello(self, message: Received) -> None:
         cluster, agent_id = subjects.read_hello(message.subject)

@@ -83,6 +83,7 @@ class BusSender:
         self._cause: str | None = None
         self._granted_until: float | None = None
         self._wanted: Want | None = None
+        self._wants = 0
         self._wanted_at = 0.0
         self._want_again_at = 0.0
         self._want_pause = grant_seconds
@@ -147,13 +148,13 @@ class BusSender:
             self.window.in_flight_bytes -= sent.size_bytes
             if not sent.acknowledged.done():
                 sent.acknowledged.set_result(now - sent.at)
-        if ack.grant:
-            self.grant(Grant(self._grant_seconds))
+        if ack.grant is not None:
+            self.grant(Grant(self._grant_seconds, ack.grant))
         self._changed.set()
 
     def grant(self, grant: Grant) -> None:
-        """One batch may be sent. A grant that was not asked for is ignored, and lapses at the gateway."""
-        if self._wanted is not None:
+        """One batch may be sent. A grant of an earlier `Want` is ignored: the gateway has replaced it."""
+        if self._wanted is not None and grant.number == self._wanted.number:
             self._granted_until = self._monotonic() + grant.seconds * USABLE_SHARE
             self._changed.set()
 
@@ -249,7 +250,9 @@ class BusSender:
             self._wanted_at = now
         elif size <= self._wanted.bytes and now < self._want_again_at:
             return self._want_again_at - now
-        self._wanted = Want(min(size, messages.BATCH_BYTES_MAX))
+        self._wants += 1
+        self._wanted = Want(min(size, messages.BATCH_BYTES_MAX), self._wants)
+        self._granted_until = None
         self._want_again_at = now + self._want_pause * random.uniform(1, 1.25)
         self._want_pause = min(self._want_pause * 2, WANT_SECONDS_MAX)
         await self._publish_want(self._wanted)
