@@ -32,7 +32,10 @@ class Line(NamedTuple):
     store: str
     number: int
     check_sum: int
+    at: float
+    """When it was logged, in seconds since the epoch."""
     latency: float
+    """Seconds from when its batch was encoded."""
 
 
 @dataclass(slots=True)
@@ -125,14 +128,24 @@ def lines(log: Path) -> Iterator[Line]:
             if not text.endswith("\n"):
                 return  # its writer was killed
             cells = text.rstrip("\n").split("\t")
-            latency = float(cells[places["ts"]]) - float(cells[places["host_time"]]) if "host_time" in places else 0.0
+            at = float(cells[places["ts"]])
             yield Line(
                 cells[places["hid"]],
                 cells[places["store"]],
                 int(cells[places["number"]]),
                 int(cells[places["check_sum"]]),
-                latency,
+                at,
+                at - float(cells[places["host_time"]]) if "host_time" in places else 0.0,
             )
+
+
+def batches(log: Path) -> int:
+    """How many batches a stand-in has logged: lines of one host with one time are one."""
+    number, before = 0, ("", 0.0)
+    for line in lines(log):
+        number += (line.agent_id, line.at) != before
+        before = (line.agent_id, line.at)
+    return number
 
 
 def quantile(values: Sequence[float], share: float) -> float:

@@ -215,8 +215,10 @@ class Simulators:
     def __init__(self, processes: Sequence[SimulatorProcess]) -> None:
         self.processes = processes
 
-    def start(self, per_second: float) -> None:
-        self._all(Start(per_second / len(self.processes)))
+    def start(self, per_second: float, count: int | None = None) -> None:
+        """Start the next `count` agents, the same number in each process, or all that are left."""
+        each = None if count is None else count // len(self.processes)
+        self._all(Start(per_second / len(self.processes), each))
 
     def record(self, rows_per_second: float, seconds: float) -> float:
         """Have each host record; returns when that ends, in seconds since the epoch."""
@@ -246,7 +248,7 @@ class Simulators:
         for one in self.processes:
             one.send(Status())
         figures = [msgspec.json.decode(one.answer()[0], type=Figures) for one in self.processes]
-        total = Figures(0, 0, 0, 0, 0, 0, 0.0, 0.0)
+        total = Figures(0, 0, 0, 0, 0, 0, 0, 0.0, 0.0)
         for name in Figures.__struct_fields__:
             values = [getattr(one, name) for one in figures]
             setattr(total, name, max(values) if name == "lag_seconds" else sum(values))
@@ -261,6 +263,10 @@ class Simulators:
         begun = time.monotonic()
         self._wait("agents have no query", lambda figures: figures.agents - figures.ready, seconds)
         return time.monotonic() - begun
+
+    def wait_started(self, seconds: float) -> None:
+        """Wait until those that were started have their query."""
+        self._wait("agents have no query", lambda figures: figures.started - figures.ready, seconds)
 
     def wait_delivered(self, seconds: float) -> float:
         """Wait until every row was acknowledged; returns how long that took."""

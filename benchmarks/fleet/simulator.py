@@ -32,9 +32,10 @@ cannot afford."""
 
 
 class Start(Struct, tag="start"):
-    """Start all agents, so many per second."""
+    """Start the next `count` agents, or all that are left, so many per second."""
 
     per_second: float = 500.0
+    count: int | None = None
 
 
 class Record(Struct, tag="record"):
@@ -87,6 +88,7 @@ class Figures(Struct):
     """The state of all agents of the process."""
 
     agents: int
+    started: int
     ready: int
     undelivered: int
     recorded: int
@@ -95,7 +97,6 @@ class Figures(Struct):
     cpu_seconds: float
     lag_seconds: float
     """The longest delay of the event loop since the last status."""
-    bus_cpu_seconds: float = 0.0
 
 
 Order = Start | Record | Burst | Status | Away | Return | Recorded | Quit
@@ -156,9 +157,10 @@ class Simulator:
 
     async def _carry_out(self, order: Order) -> list[object]:
         match order:
-            case Start(per_second):
+            case Start(per_second, count):
                 begun = time.monotonic()
-                for index, agent in enumerate(self.agents.values()):
+                left = [agent for agent in self.agents.values() if not agent.starts]
+                for index, agent in enumerate(left[:count]):
                     agent.start()
                     await asyncio.sleep(max(0.0, begun + index / per_second - time.monotonic()))
             case Record(rows_per_second, begin, seconds):
@@ -198,6 +200,7 @@ class Simulator:
         lag, self._worst_lag = self._worst_lag, 0.0
         return Figures(
             agents=len(agents),
+            started=sum(agent.starts > 0 for agent in agents),
             ready=sum(agent.is_ready for agent in agents),
             undelivered=sum(agent.undelivered for agent in agents),
             recorded=sum(agent.recorded for agent in agents),
