@@ -57,6 +57,11 @@ RELAYED: Final = {
     "terminal/config_check.py: found.text",
     "access.py: reason.decode(errors='replace') if isinstance(reason, bytes) else str(reason)",  # of RE2
     "agent.py: warning",  # of config.py and config_check.py
+    "bus/connection.py: f' ({times} times)' * (times > 1)",
+    "bus/link.py: causes[-1]",  # of the library
+    "bus/sender.py: cause",  # of session.py
+    "bus/sender.py: self._cause",
+    "bus/session.py: f' ({times} times)' * (times > 1)",
     "collector/clients.py: held",  # for collector/server.py, which reports it
     "collector/embedded.py: message.text",  # of the collector's process
     "collector/intake.py: text",  # of a ProtocolError

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import re
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 from certificates import make_certificates
+from nats_accounts import Accounts
 from nats_server import NatsServer, nats_server
 from prepared_rows import IDENTITY, PreparedRows, columns
 from scripted_gateway import BusClient, scripted_gateway
@@ -602,3 +604,67 @@ async def test_a_bus_without_servers_is_tried_again(caplog: pytest.LogCaptureFix
     assert status.state in {"waiting", "connecting"}
     assert "127.0.0.1:1" in str(status.last_error)
     assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
+
+
+@pytest.fixture
+def secured(tmp_path: Path) -> Iterator[tuple[NatsServer, Accounts]]:
+    accounts = Accounts()
+    with nats_server(tmp_path / "secured", accounts.configuration) as started:
+        yield started, accounts
+
+
+async def test_credentials_permit_a_session(secured: tuple[NatsServer, Accounts], tmp_path: Path) -> None:
+    server, accounts = secured
+    file = tmp_path / "agent.creds"
+    file.write_text(accounts.agent(IDENTITY.agent))
+    bus = BusSettings(credentials=str(file))
+    async with (
+        scripted_gateway(server.url, credentials=accounts.anybody()) as gateway,
+        agent(server.url, bus=bus) as one,
+    ):
+        client = await gateway.client()
+        await client.install("q1", query())
+        await client.expect(ResultRow)
+        assert one.connection.status().last_error is None
+
+
+@pytest.mark.parametrize("which", ["none", "missing", "nonsense", "expired", "of another account"])
+async def test_wrong_credentials_are_reported_and_tried_again(
+    secured: tuple[NatsServer, Accounts], tmp_path: Path, which: str
+) -> None:
+    server, accounts = secured
+    file = tmp_path / "agent.creds"
+    if which != "missing":
+        file.write_text(
+            {
+                "none": "",
+                "nonsense": "certainly no credentials",
+                "expired": accounts.agent(IDENTITY.agent, exp=int(time.time()) - 10),
+                "of another account": Accounts().agent(IDENTITY.agent),
+            }[which]
+        )
+    bus = BusSettings(credentials=None if which == "none" else str(file))
+    async with (
+        scripted_gateway(server.url, credentials=accounts.anybody()) as gateway,
+        agent(server.url, bus=bus) as one,
+    ):
+        error = await until(lambda: one.connection.status().last_error)
+        assert re.search("enroll|cannot read the credentials", error)
+        file.write_text(accounts.agent(IDENTITY.agent))
+        if which != "none":
+            await (await gateway.client()).expect(AgentHello)
+        else:
+            assert gateway.greetings == []
+
+
+async def test_credentials_of_another_agent_are_of_no_use(
+    secured: tuple[NatsServer, Accounts], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server, accounts = secured
+    file = tmp_path / "agent.creds"
+    file.write_text(accounts.agent("Hanother"))
+    async with scripted_gateway(server.url, credentials=accounts.anybody()) as gateway:
+        async with agent(server.url, bus=BusSettings(credentials=str(file), clusters=("main",))) as one:
+            await until(lambda: one.connection.status().last_error)
+            await until(lambda: "permissions violation" in caplog.text.lower())
+        assert gateway.greetings == []

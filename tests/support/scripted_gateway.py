@@ -213,13 +213,11 @@ class ScriptedGateway:
 
 @asynccontextmanager
 async def scripted_gateway(
-    url: str, cluster: str = "main", name: str = "gw1", *, beacons: bool = True, prepare: Any = None
+    url: str, cluster: str = "main", name: str = "gw1", *, beacons: bool = True, credentials: str | None = None
 ) -> AsyncIterator[ScriptedGateway]:
     """A gateway of a cluster, connected to a server."""
-    connected = await link.connect([url], name=name, inbox=f"_INBOX.{name}")
+    connected = await link.connect([url], name=name, inbox=f"_INBOX.{name}", credentials=credentials)
     gateway = ScriptedGateway(connected, cluster, name)
-    if prepare is not None:
-        gateway.prepare = prepare
     await gateway.start(beacons=beacons)
     try:
         yield gateway

@@ -123,6 +123,8 @@ class Source:
                 values = [*_assigned(function, name), *_assigned(tree, name, depth=1)]
                 texts = [text for value in values for text in self._texts(value, function, tree, depth - 1)]
                 yield from texts or self._passed(function, name, depth - 1) or [HOLE]
+            case ast.Call(func=ast.Attribute(value=ast.Constant())):  # a method of a literal, such as `join`
+                yield HOLE
             case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if name in self._functions and depth:
                 texts = [text for one in self._functions[name] for text in self._returned(one, tree, depth - 1)]
                 yield from (text for text in texts if " " in text)

@@ -34,6 +34,7 @@ PACK: Final = Path(zeek_agent.__file__).parent / "collector/default.toml"
 NEEDS_RESTART: Final = ("state_dir", "agent.", "sources.", "osquery.", "log.file", "log.entries", "control.")
 OTHER: Final[Mapping[str, object]] = {
     "zeek.destinations": ("ws://127.0.0.1:1/v1/messages/json",),
+    "bus.clusters": ("main",),
     "zeek.window_bytes_max": 8_000_000,
     "zeek.reconnect_max": 61.0,
     "access.tables_deny": ("users",),

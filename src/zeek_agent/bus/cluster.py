@@ -22,10 +22,10 @@ from zeek_agent.bus.messages import BadMessageError, Beacon, Hello, Refusal, Wel
 from zeek_agent.bus.session import BusSession, BusTransport, SessionOverError, Times
 from zeek_agent.errors import ZeekAgentError
 from zeek_agent.text import byte_length, clipped
-from zeek_agent.zeek import message_limits, protocol
+from zeek_agent.zeek import connection_errors, message_limits, protocol
 from zeek_agent.zeek.broker_json import ProtocolError
 from zeek_agent.zeek.connection import ConnectionState, ConnectionStatus, reconnect_pause
-from zeek_agent.zeek.connection_errors import LONG_NAME, NO_BACKEND, UnusableError
+from zeek_agent.zeek.connection_errors import UnusableError
 from zeek_agent.zeek.instance import Traffic
 from zeek_agent.zeek.session import Session
 
@@ -243,7 +243,9 @@ class Cluster:
             raise UnusableError("answers the agent's hello with the name of another session")
         for name in (answer.endpoint, answer.version):
             if byte_length(name) > message_limits.NAME_BYTES_MAX:
-                raise UnusableError(LONG_NAME.format(most=message_limits.NAME_BYTES_MAX, name=clipped(name)))
+                raise UnusableError(
+                    connection_errors.LONG_NAME.format(most=message_limits.NAME_BYTES_MAX, name=clipped(name))
+                )
         return answer
 
     def _begin(self, transport: BusTransport, welcome: Welcome) -> Session:
@@ -251,7 +253,7 @@ class Cluster:
         its = self._its
         ack = protocol.Ack(welcome.endpoint, welcome.version)
         if ack.lacks_backend:
-            raise UnusableError(f"has a Zeek that {NO_BACKEND}")
+            raise UnusableError(f"has a Zeek that {connection_errors.NO_BACKEND}")
         limit = min(BATCH_BYTES_MAX, transport.frame_bytes_max // 3)
         settings = structs.replace(its.settings, batch_bytes=min(its.settings.batch_bytes, limit))
         self._enter(ConnectionState.CONNECTED)

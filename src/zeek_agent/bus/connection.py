@@ -18,6 +18,7 @@ from zeek_agent.bus import credentials, link, messages, subjects
 from zeek_agent.bus.cluster import Cluster, Surroundings
 from zeek_agent.bus.messages import BadMessageError, Beacon
 from zeek_agent.bus.session import Times
+from zeek_agent.bus.subjects import Down
 from zeek_agent.errors import UsageError
 from zeek_agent.text import clipped
 from zeek_agent.zeek import protocol, tls
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_DOWN: Final = {kind.value: kind for kind in Down}
 CLUSTERS_MAX: Final = 16
 """Clusters with which an agent has sessions."""
 PAYLOAD_BYTES_MIN: Final = 64 * 1024
@@ -83,6 +85,7 @@ class BusConnection:
             identity, settings, frozenset(topics), database, runner, self._times, set(), clock, monotonic, group
         )
         self._who_replies = subjects.who_replies(identity.agent)
+        self._down_prefix = subjects.sessions_down(identity.agent).removesuffix("*.*")
         self._clusters: dict[str, Cluster] = {name: Cluster(name, self._surroundings) for name in bus.clusters}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._failed: asyncio.Future[None] | None = None
@@ -211,13 +214,13 @@ class BusConnection:
     async def _receive(self, message: Received) -> None:
         """A message to one of the sessions, or a reply to `who`."""
         if message.subject == self._who_replies:
-            if message.payload:  # without, nobody listens
+            if message.payload:  # it is empty if there is no gateway
                 self._heard(message.payload, None)
             return
-        try:
-            _, session, kind = subjects.read_down(message.subject)
-        except ValueError as error:
-            self._log_problem("subject", f"skipped a message on the bus: {error}")
+        session, _, name = message.subject.removeprefix(self._down_prefix).partition(".")
+        kind = _DOWN.get(name)
+        if kind is None:
+            self._log_problem("subject", f"skipped a message on the bus of an unknown kind: {clipped(name)}")
             return
         for cluster in self._clusters.values():
             if cluster.session is not None and cluster.session.welcome.session == session:

@@ -100,7 +100,7 @@ class Link:
             await self._client.flush(seconds)
 
     async def request(self, subject: str, payload: bytes, seconds: float) -> bytes:
-        """The first answer. Raises NoListenerError if nobody listens, TimeoutError if nobody answers in time."""
+        """The first answer. Raises NoListenerError without a listener, TimeoutError without an answer in time."""
         with _as_connection_error():
             answer = await self._client.request(subject, payload, timeout=seconds)
             return answer.data
@@ -173,7 +173,7 @@ async def _connect(  # noqa: PLR0917 - those of `connect`
     from nats.errors import NoServersError, SlowConsumerError
 
     class TlsClient(Client):
-        """The library's client would go on without TLS if the server, or somebody between, does not offer it."""
+        """The library's client would continue without TLS if the server, or somebody between, does not offer it."""
 
         def _connect_command(self) -> bytes:
             if not self._server_info.get("tls_required"):
@@ -189,7 +189,7 @@ async def _connect(  # noqa: PLR0917 - those of `connect`
         if isinstance(error, SlowConsumerError):
             link.dropped += 1
             return
-        causes.append(_described(error))
+        causes.append(_words_of(error))
         if client.is_connected:
             on_problem(causes[-1])
 
@@ -244,12 +244,12 @@ class _as_connection_error:  # noqa: N801 - used as a statement
         from nats import errors
 
         if isinstance(error, errors.NoRespondersError):
-            raise NoListenerError("nobody listens there") from error
+            raise NoListenerError("no listener there") from error
         if isinstance(error, errors.TimeoutError) and not isinstance(error, errors.FlushTimeoutError):
             raise TimeoutError from error
         if isinstance(error, errors.Error | OSError) and not isinstance(error, ConnectionError):
-            raise ConnectionError(_described(error)) from error
+            raise ConnectionError(_words_of(error)) from error
 
 
-def _described(error: BaseException) -> str:
+def _words_of(error: BaseException) -> str:
     return clipped(str(error) or type(error).__name__)

@@ -37,11 +37,11 @@ HELLO_SECONDS: Final = 10.0
 """Time for a gateway to answer a hello; more than `CLONE_SECONDS`."""
 ANSWER_SECONDS: Final = 2.0
 """An agent whose batch or want has no `Ack` or `Grant` for this time sends its next `beat` as a request, which its
-gateway answers. If nobody listens, the gateway is dead, and the agent says hello to another one at once."""
+gateway answers. Without a listener, the gateway is dead, and the agent says hello to another one at once."""
 PEER_BEAT_SECONDS: Final = 1.0
 """Interval of `PeerBeat`."""
 PEER_SILENCE_SECONDS: Final = 3.0
-"""A gateway is asked with `Peer.PING` after this silence. If nobody listens, it is dead, and another one names it in a
+"""A gateway is asked with `Peer.PING` after this silence. Without a listener, it is dead, and another one names it in a
 `Beacon` as `gone`, so that its idle agents move, too."""
 
 _Text: TypeAlias = Annotated[str, Meta(max_length=1024)]
@@ -155,7 +155,7 @@ class Claim(Message, frozen=True):
 class ClaimAnswer(Message, frozen=True):
     """A gateway's answer: `held` if another instance of the agent has a session with it and has just shown itself.
 
-    A session of the same instance ends without a word, since it has been replaced.
+    A session of the same instance ends without a message, since it has been replaced.
     """
 
     gateway: _Text

@@ -53,7 +53,9 @@ class Refit:
             log.error("a message of %d bytes, too long for the bus, is dropped", len(frame))
             return
         text = f"a row of {len(frame):,} bytes is left out: the bus carries {self.limit_bytes:,} bytes at most"
-        log.warning("query %s: %s", event.context.query_id, text)
+        log.warning(
+            "a row of query %s is left out: %d bytes are too long for the bus", event.context.query_id, len(frame)
+        )
         if isinstance(event, ResultBatch):
             yield protocol.rows(message.topic, event.context, event.batch, "[]").encode()
         before, after = protocol.response_topic(event.context.agent_id, "\n").split("\n")

@@ -116,8 +116,13 @@ class BusSender:
         loop = asyncio.get_running_loop()
         if not frames:
             return self._test(loop)
-        entry = _Waiting(messages.join(self._refit(frames)), check, self._monotonic(), loop.create_future())
-        lane = self._small if len(entry.payload) <= messages.SMALL_BATCH_BYTES else self._bulk
+        payload = messages.join(self._refit(frames))
+        is_small = len(payload) <= messages.SMALL_BATCH_BYTES
+        if is_small and not self._small and not self._unacknowledged:
+            check()
+            return await self._publish(payload)
+        entry = _Waiting(payload, check, self._monotonic(), loop.create_future())
+        lane = self._small if is_small else self._bulk
         lane.append(entry)
         self._changed.set()
         try:
@@ -132,7 +137,7 @@ class BusSender:
         while True:
             self._changed.clear()
             while entries := self._next_batch():
-                await self._publish(entries)
+                await self._publish_waiting(entries)
             pause = await self._ask()
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
@@ -150,7 +155,8 @@ class BusSender:
                 sent.acknowledged.set_result(now - sent.at)
         if ack.grant is not None:
             self.grant(Grant(self._grant_seconds, ack.grant))
-        self._changed.set()
+        if self._small:
+            self._changed.set()
 
     def grant(self, grant: Grant) -> None:
         """One batch may be sent. A grant of an earlier `Want` is ignored: the gateway has replaced it."""
@@ -164,9 +170,9 @@ class BusSender:
             return
         self._cause = cause
         for entry in (*self._small, *self._bulk):
-            _fail(entry.sent, cause)
+            _end_future(entry.sent, cause)
         for sent in self._unacknowledged:
-            _fail(sent.acknowledged, cause)
+            _end_future(sent.acknowledged, cause)
         self._small.clear()
         self._bulk.clear()
         self._unacknowledged.clear()
@@ -217,23 +223,25 @@ class BusSender:
             else:
                 yield entry
 
-    async def _publish(self, entries: Sequence[_Waiting]) -> None:
-        payload = messages.join([entry.payload for entry in entries])
+    async def _publish_waiting(self, entries: Sequence[_Waiting]) -> None:
+        try:
+            acknowledged = await self._publish(messages.join([entry.payload for entry in entries]))
+        except ConnectionError as error:
+            for entry in entries:
+                _end_future(entry.sent, str(error))
+            raise
+        for entry in entries:
+            if not entry.sent.done():
+                entry.sent.set_result(acknowledged)
+
+    async def _publish(self, payload: bytes) -> asyncio.Future[float]:
         self.last_number += 1
         acknowledged: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._unacknowledged.append(_Sent(self.last_number, len(payload), self._monotonic(), acknowledged))
         self.window.in_flight_bytes += len(payload)
-        try:
-            await self._publish_batch(self.last_number, payload)
-        except ConnectionError as error:
-            for entry in entries:
-                if not entry.sent.done():
-                    entry.sent.set_exception(ConnectionError(str(error)))
-            raise
+        await self._publish_batch(self.last_number, payload)
         self.sent_bytes += len(payload)
-        for entry in entries:
-            if not entry.sent.done():
-                entry.sent.set_result(acknowledged)
+        return acknowledged
 
     async def _ask(self) -> float | None:
         """Ask for a grant if one is needed and it is time; the seconds until it is time again."""
@@ -265,7 +273,7 @@ class BusSender:
                 lane.popleft()
 
 
-def _fail(future: asyncio.Future[Any], cause: str) -> None:
+def _end_future(future: asyncio.Future[Any], cause: str) -> None:
     if not future.done():
         future.set_exception(ConnectionError(cause))
         future.exception()  # nobody may be waiting for it

@@ -8,7 +8,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from zeek_agent.bus import messages, subjects
@@ -143,7 +142,7 @@ class BusSession:
         self._times = times
         self._clock = clock
         self._monotonic = monotonic
-        self._up = partial(subjects.up, welcome.gateway, agent_id, welcome.session)
+        self._up_prefix = subjects.up(welcome.gateway, agent_id, welcome.session, Up.BEAT).removesuffix(Up.BEAT)
         self._refit = Refit(traffic, link.payload_bytes_max, clock)
         self._ended_bytes = 0
         self._transport = self._opened_transport(0)
@@ -263,7 +262,7 @@ class BusSession:
                 await self._beat()
 
     async def _beat(self) -> None:
-        """Send a beat as a request: the server answers it at once if nobody listens, and a gateway may answer it."""
+        """Send a beat as a request: the server answers it at once if there is no listener, else the gateway does."""
         self._beat_at = self._monotonic()
         try:
             await self._link.request(self._up(Up.BEAT), b"", self._times.hello)
@@ -280,8 +279,11 @@ class BusSession:
             await self._link.publish(self._up(Up.BEAT))
             await asyncio.sleep(PING_ANSWER_SECONDS)
 
+    def _up(self, kind: Up) -> str:
+        return self._up_prefix + kind
+
     async def _publish_batch(self, number: int, payload: bytes) -> None:
-        await self._link.publish(self._up(Up.BATCH, number), payload)
+        await self._link.publish(f"{self._up_prefix}{Up.BATCH}.{number}", payload)
 
     async def _publish_want(self, want: Want) -> None:
         await self._link.publish(self._up(Up.WANT), messages.encode(want))
