@@ -131,6 +131,7 @@ class BusSender:
             if not entry.sent.done() or entry.sent.cancelled():
                 with suppress(ValueError):  # it has been taken from there
                     lane.remove(entry)
+                self._changed.set()
 
     async def run(self) -> None:
         """Send what waits, until cancelled. Raises ConnectionError if the bus is gone."""
@@ -197,6 +198,10 @@ class BusSender:
         if self._monotonic() >= self._granted_until:
             self._granted_until = self._wanted = None
             return []
+        self._forget_abandoned()
+        if self._bulk and len(self._bulk[0].payload) > self._wanted.bytes:
+            self._granted_until = self._wanted = None  # the batch that it was wanted for has been cancelled
+            return []
         while self._small or self._bulk:
             if entries := list(self._permitted(self._taken(self._wanted.bytes, with_bulk=True))):
                 self._granted_until = self._wanted = None
@@ -248,6 +253,7 @@ class BusSender:
         self._forget_abandoned()
         first = self._bulk[0] if self._bulk else None
         if first is None and not self._small:
+            await self._withdraw()
             return None
         now = self._monotonic()
         if first is None and (remaining := self._small[0].since + PATIENCE_SECONDS - now) > 0:
@@ -265,6 +271,14 @@ class BusSender:
         self._want_pause = min(self._want_pause * 2, WANT_SECONDS_MAX)
         await self._publish_want(self._wanted)
         return self._want_again_at - now
+
+    async def _withdraw(self) -> None:
+        """Return a grant, or the turn for one, that is not needed any more: others wait for it."""
+        if self._wanted is None:
+            return
+        self._wants += 1
+        self._wanted = self._granted_until = None
+        await self._publish_want(Want(0, self._wants))
 
     def _forget_abandoned(self) -> None:
         """Remove batches whose senders were cancelled, from the front: those behind are removed by their senders."""
