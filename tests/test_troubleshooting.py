@@ -76,6 +76,7 @@ RELAYED: Final = {
     "database/sandbox.py: self._cancelled",  # of worker_process.py
     "database/sql_connection.py: message",  # of SQLite
     "database/sql_connection.py: self.missing",
+    "gateway/zeek_side.py: f' ({times} times)' * (times > 1)",
     "events/conversions.py: 'negative'",  # a part of others
     "host/files/gate.py: cause",  # of hazards.py
     "host/files/key_properties.py: 'truncated'",  # a part of others

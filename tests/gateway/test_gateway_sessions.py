@@ -16,7 +16,7 @@ from zeek_agent.bus import messages, subjects
 from zeek_agent.bus.link import NoListenerError
 from zeek_agent.bus.messages import Refusal, Want, Welcome
 from zeek_agent.bus.subjects import Down, Up
-from zeek_agent.gateway.admission import SETTLED_SECONDS, SameNameError
+from zeek_agent.gateway.admission import SameNameError
 from zeek_agent.gateway.causes import Cause
 from zeek_agent.gateway.gateway import Gateway
 from zeek_agent.queries.subscriptions import Query
@@ -333,6 +333,7 @@ async def test_zeek_is_notified_of_an_agent_that_leaves_without_a_shutdown(
     first, second = await bus.agent("HOne"), await bus.agent("HTwo")
     await first.say_hello()
     await second.say_hello()
+    await client.expect(AgentHello, number=2)
     await first.send(protocol.agent_shutdown(first.context()).encode())
     await first.bye()
     await second.bye()
@@ -433,7 +434,6 @@ async def test_the_first_beacon_ends_sessions_of_an_earlier_life(nats: NatsServe
 
 
 async def test_two_gateways_of_one_name_do_not_both_serve(nats: NatsServer, zeek: ZeekServer, gw: Gateway) -> None:
-    await until(lambda: gw.core.monotonic() - gw._admission.began > SETTLED_SECONDS)
     second = Gateway(gw.core.settings, ZEEK, hostname="test")
     with pytest.raises(SameNameError, match="another gateway of cluster zeeks has the name gw1"):
         await second.run()
@@ -486,7 +486,6 @@ async def test_a_clone_is_refused_by_another_gateway(
         while not gw.core.counters.refused[Cause.CLONE] or not second.core.counters.refused[Cause.CLONE]:
             assert isinstance(await clone.hello(), Refusal)
         assert "an instance at gateway gw1 answers" in caplog.text
-        assert "so instance I2 at gateway gw2 is refused" in caplog.text
 
 
 async def test_a_draining_gateway_sends_its_agents_away(zeek: ZeekServer, gw: Gateway, bus: BusAgents) -> None:

@@ -216,12 +216,14 @@ class BusAgents:
         self.link = link
         self.cluster = cluster
         self.agents: dict[tuple[str, str], BusAgent] = {}
+        self._by_id: dict[str, list[BusAgent]] = {}
         self.beacons: list[Beacon] = []
         self._instances = itertools.count(1)
 
     def new(self, agent_id: str, instance: str | None = None) -> BusAgent:
         instance = instance or f"I{next(self._instances)}"
         agent = self.agents[agent_id, instance] = BusAgent(self, agent_id, instance)
+        self._by_id.setdefault(agent_id, []).append(agent)
         return agent
 
     async def agent(self, agent_id: str, instance: str | None = None) -> BusAgent:
@@ -235,9 +237,7 @@ class BusAgents:
             subject = subjects.read_down(received.subject)
         except ValueError:
             return  # an answer to a request
-        for agent in list(self.agents.values()):
-            if agent.agent_id != subject.agent_id:
-                continue
+        for agent in self._by_id.get(subject.agent_id, ()):
             if agent.welcome is None or agent.welcome.session != subject.session:
                 continue
             if subject.kind is Down.PING and agent.answers_pings:

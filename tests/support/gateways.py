@@ -18,7 +18,7 @@ ZEEK = ZeekSettings(reconnect_min=0.05, reconnect_max=0.2, ping_interval=1.0)
 
 @asynccontextmanager
 async def gateway(
-    nats_url: str, zeek_url: str, name: str = "gw1", *, ready: bool = True, **settings: Any
+    nats_url: str, zeek_url: str, name: str = "gw1", *, ready: bool = True, seconds: float = 30.0, **settings: Any
 ) -> AsyncIterator[Gateway]:
     """A gateway that has Zeek, unless it is not to be waited for."""
     one = Gateway(
@@ -29,7 +29,7 @@ async def gateway(
     running = asyncio.create_task(one.run())
     try:
         if ready:
-            await until(lambda: running.done() or one._listening)
+            await until(lambda: running.done() or one._listening, seconds)
             if running.done():
                 running.result()
         yield one

@@ -135,7 +135,8 @@ class Again(Message, frozen=True):
 class PeerBeat(Message, frozen=True):
     """A gateway tells the others of its cluster that it is there. `ready` while it has Zeek.
 
-    `life` is new at each start, so that two gateways with one name notice each other. `leaving`: it drains, and its
+    `life` is new at each start, so that two gateways with one name notice each other; the one that has been connected
+    for less time, by `age` in seconds, ends. `leaving`: it drains, and its
     silence from now on is not a failure.
     """
 
@@ -144,6 +145,7 @@ class PeerBeat(Message, frozen=True):
     ready: bool = True
     life: _Text = ""
     leaving: bool = False
+    age: Annotated[float, Meta(ge=0)] = 0.0
 
 
 class Claim(Message, frozen=True):

@@ -46,8 +46,6 @@ FULL_SECONDS: Final = 60.0
 CLONE_WAIT_SECONDS: Final = 300.0
 """A refused clone may try again after this time."""
 RIVAL_SECONDS: Final = 1.0
-SETTLED_SECONDS: Final = 3.0
-"""A gateway that has been connected for less is a new one."""
 REPORTED_SECONDS: Final = 2.0
 """Time for Zeek to read that an agent has left, before another gateway may have it."""
 
@@ -254,16 +252,17 @@ class Admission:
             self.publish_beat()
 
     def _same_name(self, beat: PeerBeat) -> None:
-        """Of two gateways with one name, the one that has just come ends, or else the one with the greater life."""
+        """Of two gateways with one name, the one that has been connected for less time ends."""
         core = self._core
-        is_new = core.monotonic() - self.began < SETTLED_SECONDS
-        if is_new or beat.life < core.life:
-            raise SameNameError(core.name, core.cluster)
+        if core.monotonic() - self.began <= beat.age:
+            raise SameNameError(
+                f"another gateway of cluster {core.cluster} has the name {core.name}: set gateway.name to another one"
+            )
         self.publish_beat()
 
     def publish_beat(self, *, leaving: bool = False) -> None:
         core = self._core
-        beat = PeerBeat(core.name, len(core.sessions), core.is_ready, core.life, leaving)
+        beat = PeerBeat(core.name, len(core.sessions), core.is_ready, core.life, leaving, core.monotonic() - self.began)
         core.outbox.put(subjects.peers(core.cluster, Peer.BEAT), messages.encode(beat))
 
     def publish_beacon(self, *, gone: str = "", spread: float = 0.0) -> None:
@@ -288,8 +287,3 @@ class Admission:
 
 class SameNameError(ZeekAgentError):
     """Another gateway of the cluster has this one's name."""
-
-    def __init__(self, name: str, cluster: str) -> None:
-        super().__init__(
-            f"another gateway of cluster {cluster} has the name {name}: set gateway.name to a name of its own"
-        )

@@ -106,7 +106,7 @@ def check(raw: bytes, agent_id: str, queries: SentQueries, now: float) -> Checke
                 query = _query(event.context, message.event, instance, queries, now)
                 return _row(event, query)
             case _:
-                raise RefusedError(Cause.EVENT, f"event {clipped(message.event)}")
+                raise RefusedError(Cause.EVENT, f"raises the event {clipped(message.event)}")
     except ProtocolError as error:
         raise RefusedError(Cause.MALFORMED, str(error)) from None
 
@@ -115,9 +115,9 @@ def _instance(topic: str, agent_id: str, instances: Collection[str]) -> str:
     """The Zeek instance that a response topic of the agent names, or `all`."""
     instance = topic.removeprefix(_RESPONSES).removesuffix(f"/{agent_id}")
     if topic != protocol.response_topic(agent_id, instance):
-        raise RefusedError(Cause.AGENT, f"topic {clipped(topic)}")
+        raise RefusedError(Cause.AGENT, f"publishes to the topic {clipped(topic)}")
     if instance != "all" and instance not in instances:
-        raise RefusedError(Cause.TOPIC, f"topic {clipped(topic)}")
+        raise RefusedError(Cause.TOPIC, f"publishes to the topic {clipped(topic)}")
     return instance
 
 
@@ -132,7 +132,7 @@ def _query(context: Context, event: str, instance: str, queries: SentQueries, no
     if query is None:
         raise RefusedError(Cause.QUERY, f"rows of query {clipped(context.query_id or '<none>')}, which it was not sent")
     if event != query.event:
-        raise RefusedError(Cause.EVENT, f"event {clipped(event)} instead of {clipped(query.event)}")
+        raise RefusedError(Cause.EVENT, f"raises the event {clipped(event)} instead of {clipped(query.event)}")
     if instance != query.instance:
         raise RefusedError(Cause.TOPIC, f"rows to {clipped(instance)} of a query of {clipped(query.instance)}")
     if context.cookie != query.cookie:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from websockets.exceptions import WebSocketException
 
 from zeek_agent.errors import UsageError
+from zeek_agent.text import clipped
 from zeek_agent.zeek import broker_json, connection, connection_errors, protocol
 from zeek_agent.zeek.back_pressure import Sender
 from zeek_agent.zeek.connection_errors import UnusableError
@@ -171,18 +172,19 @@ class ZeekSide:
             try:
                 message = protocol.read_message(raw)
                 if isinstance(message, protocol.Error):
-                    self._note_bad(f"{self.destination.title} reports {message.code}: {message.context}")
+                    reported = clipped(f"{message.code}: {message.context}")
+                    self._note_bad(f"Zeek at {self.destination} reports {reported}")
                 elif isinstance(message, protocol.Message):
                     await self._on_message(raw, message)
             except broker_json.ProtocolError as error:
-                self._note_bad(f"skipped a message of {self.destination.title}: {error}")
+                self._note_bad(f"skipped a message of Zeek at {self.destination}: {error}")
 
     def _note_bad(self, text: str) -> None:
         """Log the first, tenth, hundredth… problem with a message."""
         self.bad_messages += 1
         times = self.bad_messages
         is_power_of_ten = str(times).rstrip("0") == "1"
-        log.log(logging.WARNING if is_power_of_ten else logging.DEBUG, "%s (%d times)", text, times)
+        log.log(logging.WARNING if is_power_of_ten else logging.DEBUG, "%s%s", text, f" ({times} times)" * (times > 1))
 
     async def _send(self, sender: Sender) -> None:
         while True:
