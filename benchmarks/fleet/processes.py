@@ -303,6 +303,15 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
+def accepts(port: int) -> bool:
+    """Whether a server listens on loopback."""
+    try:
+        socket.create_connection(("127.0.0.1", port), 1.0).close()
+    except OSError:
+        return False
+    return True
+
+
 def wait_for(find: Callable[[], T | None], seconds: float, what: str) -> T:
     """Wait until `find` returns something true; that."""
     deadline = time.monotonic() + seconds

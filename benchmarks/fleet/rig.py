@@ -19,6 +19,7 @@ from typing import Any, Final, Literal
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "tests" / "support"))
 from nats_server import program
 from own_table_files import roots_directory
+from zeek_program import PACKAGE, ZEROMQ_PORTS
 
 from fleet import oracle, stand_in
 from fleet.canaries import Canary
@@ -30,6 +31,7 @@ from fleet.processes import (
     Sampler,
     SimulatorProcess,
     Simulators,
+    accepts,
     free_port,
     python,
     start,
@@ -63,7 +65,8 @@ class Plan:
     agents: int = 200
     simulators: int = 2
     transport: Literal["ws", "nats"] = "nats"
-    recipient: Literal["stand-in", "collector"] = "stand-in"
+    recipient: Literal["stand-in", "collector", "zeek"] = "stand-in"
+    """A Zeek has our package."""
     gateways: int = 2
     schedule: float = 1.0
     """Seconds between runs of the query."""
@@ -219,7 +222,7 @@ class Fleet:
                 "fleet.stand_in", "--port", str(self.port), "--log", log, "--schedule", str(self.plan.schedule)
             )
             ready = "listening"
-        else:
+        elif self.plan.recipient == "collector":
             pack, logs = self.directory / "pack.toml", self.directory / f"logs-{life}"
             pack.write_text(PACK % self.plan.schedule)
             log = logs / stand_in.LOG
@@ -227,14 +230,36 @@ class Fleet:
             command += ["--set", f"collector.pack={pack}", "--set", "collector.rotate_interval=0"]
             command += ["--set", "collector.rotate_bytes=0"]
             ready = "listening on"
+        elif self.plan.recipient == "zeek":
+            place = self.directory / f"zeek-{life}"
+            place.mkdir()
+            log = place / stand_in.LOG
+            (place / "site.zeek").write_text(self._zeek_site())
+            command, ready = ["sh", "-c", f"cd {place} && exec zeek -C site.zeek"], ""
         self.logs.append(log)
         lives = self.servers["recipient"].lives if "recipient" in self.servers else []
         server = self.servers["recipient"] = Server("recipient", command, self.directory, self.sampler, lives)
         before = lives[-1].text.count(ready) if lives else 0
         process = server.start()
-        wait_for(lambda: process.text.count(ready) > before or not process.is_running, START_SECONDS, "no recipient")
+
+        def is_ready() -> bool:
+            return process.text.count(ready) > before if ready else accepts(self.port)
+
+        wait_for(lambda: is_ready() or not process.is_running, START_SECONDS, "no recipient")
         if not process.is_running:
             raise FleetError(f"the recipient has ended: {process.text[-2000:]}")
+
+    def _zeek_site(self) -> str:
+        ports = ZEROMQ_PORTS.format(xpub=free_port(), xsub=free_port())
+        return f"""
+        @load {PACKAGE}/framework
+        {ports}
+        @load {Path(__file__).parent / "recipient.zeek"}
+        redef ZeekAgent::listen_port = {self.port}/tcp;
+        redef Log::default_rotation_interval = 0secs;
+        redef Fleet::sql = "{SQL}";
+        redef Fleet::pause = {self.plan.schedule}sec;
+        """
 
     def _simulator(self, number: int, leaves: Sequence[tuple[str, ...]]) -> SimulatorProcess:
         plan = self.plan

@@ -67,3 +67,13 @@ def test_the_collector_gets_each_row_from_gateways_at_least_once_when_one_is_kil
         assert outcome.findings.is_exactly_once, outcome
         outcome = killed(one, SCALE, ["gateway-0"])
     assert outcome.findings.is_at_least_once, outcome
+
+
+@pytest.mark.zeek
+def test_a_zeek_logs_each_row_once_when_a_gateway_is_killed_and_none_less_when_it_is_killed(tmp_path: Path) -> None:
+    with fleet(tmp_path, Plan(agents=50, recipient="zeek", quick=True)) as one:
+        one.start_agents()
+        outcome = killed(one, SCALE, ["gateway-0"])
+        assert outcome.findings.is_exactly_once, outcome
+        outcome = recipient_killed(one, SCALE)
+    assert outcome.findings.is_at_least_once, outcome
