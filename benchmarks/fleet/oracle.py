@@ -128,7 +128,7 @@ def lines(log: Path) -> Iterator[Line]:
             if not text.endswith("\n"):
                 return  # its writer was killed
             cells = text.rstrip("\n").split("\t")
-            at = float(cells[places["ts"]])
+            at = float(cells[places["ts" if "ts" in places else "t"]])  # the collector's name for it
             yield Line(
                 cells[places["hid"]],
                 cells[places["store"]],

@@ -162,7 +162,7 @@ class Fleet:
         urls = []
         for name in ("leaf-a", "leaf-b"):
             port = free_port()
-            remotes = f'leafnodes {{ remotes: [ {{ url: "nats-leaf://127.0.0.1:{link_port}" }} ], reconnect: 1 }}'
+            remotes = f'leafnodes {{ remotes: [ {{ url: "nats-leaf://127.0.0.1:{link_port}" }} ], reconnect: "1s" }}'
             self._nats(name, f"port: {port}\n{remotes}\n", port)
             urls.append((f"nats://127.0.0.1:{port}",))
         for number in range(self.plan.gateways):
