@@ -26,7 +26,7 @@ from fleet.rig import Fleet, Plan, fleet
 
 ROWS = 10
 """In a batch."""
-INTERVAL_SECONDS = 10.0
+INTERVAL_SECONDS = 6.0
 SETTLE_SECONDS = 3.0
 
 
@@ -63,6 +63,7 @@ def spread(values: Sequence[float], digits: int = 0) -> str:
 def measure_memory(one: Fleet, steps: int) -> None:
     """Start the agents in steps."""
     growth: dict[str, list[float]] = {}
+    one.simulators.status()  # they have been imported
     before = first = memory(one)
     each = one.plan.agents // steps
     for _ in range(steps):
