@@ -254,6 +254,7 @@ class Agent:
         await self._start_metrics()
         parts.push_async_callback(self._stop_metrics)
         parts.push_async_callback(self._disconnect)
+        self._start_renewal()
         self._connect_all()
 
     def _take_snapshots(self) -> None:
@@ -272,6 +273,14 @@ class Agent:
         bridge = Bridge(self._config.osquery, self.database, self.store, self.recorded)
         self._background(bridge.run(), "osquery")
         return bridge
+
+    def _start_renewal(self) -> None:
+        """Renew the credentials of an enrolled agent in time."""
+        from zeek_agent.fleet import renewal
+        from zeek_agent.fleet.enrolled import EnrolledFiles
+
+        command = renewal.command(str(self._places.state), self.id)
+        self._background(renewal.Renewal(EnrolledFiles(self._places.fleet), command).run(), "renewal")
 
     def _prepare_collector(self) -> None:
         """Make the embedded collector; its process starts when it is dialled. Raises UsageError for a bad pack."""

@@ -420,6 +420,13 @@ class CollectorTlsSettings(Section, frozen=True):
         str | None,
         Meta(description="PEM file of CA certificates; agents then need a client certificate signed by one of these"),
     ] = None
+    ids: Annotated[
+        Literal["any", "certificate"],
+        Meta(
+            description="`certificate`: an agent may only have the id that is the common name of its certificate, as "
+            "enrolment issues it; one of the organizational unit `gateway` may have connections for any"
+        ),
+    ] = "any"
 
 
 class CollectorSettings(Section, frozen=True):

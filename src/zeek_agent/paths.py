@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from zeek_agent.config import Config
 
 SOCKET: Final = "zeek-agent.sock"
+FLEET_FILES: Final = ("agent.creds", "client.pem", "client.key", "pending.seed", "enrolment.json")
+"""Files in the directory `Paths.fleet`; `fleet/enrolled.py` describes them."""
 SYSTEM_STATE: Final = Path("/var/lib/zeek-agent")
 SYSTEM_SOCKET: Final = Path("/run/zeek-agent") / SOCKET
 SOURCE: Final = Path(__file__).resolve().parents[2]
@@ -48,6 +50,11 @@ class Paths:
     def store(self) -> Path:
         """The event store's database."""
         return self.state / "events.db"
+
+    @property
+    def fleet(self) -> Path:
+        """The directory of an enrolled agent's keys and certificates."""
+        return self.state / "fleet"
 
     @property
     def results(self) -> Path:
@@ -104,7 +111,7 @@ def protected(config: Config, places: Paths) -> tuple[str, ...]:
     """The agent's own files and directories, which no statement may read, whatever the configuration allows.
 
     These are the state directory, the agent's log, the embedded collector's logs, the files of its TLS keys, and its
-    credentials for the bus.
+    credentials for the bus. Those of an enrolled agent are named, too, so that they are recognized under any hard link.
     """
     files = [config.log.file, config.bus.credentials]
     for tls in (config.zeek.tls, config.bus.tls, config.collector.tls):
@@ -112,4 +119,5 @@ def protected(config: Config, places: Paths) -> tuple[str, ...]:
     if not config.zeek.destinations:
         files.append(config.collector.logs)
     own = [str(Path(file).expanduser().absolute()) for file in files if file is not None]
-    return (str(places.state), *own)
+    enrolled = (str(places.fleet / name) for name in FLEET_FILES)
+    return (str(places.state), *enrolled, *own)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nats_server import nats_server
@@ -61,4 +62,27 @@ async def test_a_second_server_is_used_when_the_first_is_away(tmp_path: Path) ->
     with nats_server(tmp_path / "hub") as server:
         connection = await link.connect(["nats://127.0.0.1:1", server.url], name="agent", inbox="inbox.a")
         assert connection.server.endswith(str(server.port))
+        await connection.close()
+
+
+async def test_a_cancellation_that_comes_with_an_answer_is_not_lost(tmp_path: Path) -> None:
+    with nats_server(tmp_path / "hub") as server:
+        connection = await link.connect([server.url], name="agent", inbox="inbox.a")
+        asking: asyncio.Task[bytes] | None = None
+
+        async def answer(message: Received) -> None:
+            await connection.publish(message.reply, b"here")
+
+        await connection.subscribe("question", answer)
+        library = connection._client._request_sub_callback
+
+        async def cancel_too(message: Any) -> None:
+            await library(message)
+            assert asking is not None
+            asking.cancel()
+
+        connection._client._request_sub_callback = cancel_too  # type: ignore[method-assign]
+        asking = asyncio.create_task(connection.request("question", b"", 5))
+        with pytest.raises(asyncio.CancelledError):
+            await asking
         await connection.close()

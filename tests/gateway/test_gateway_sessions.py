@@ -187,7 +187,7 @@ async def test_messages_of_an_unknown_session_are_answered_with_its_end(gw: Gate
     assert gw.core.counters.refused[Cause.SESSION] == 1
 
 
-async def test_an_agent_without_a_gateway_hears_that_nobody_listens(nats: NatsServer) -> None:
+async def test_an_agent_without_a_gateway_gets_an_error_at_once(nats: NatsServer) -> None:
     async with (
         zeek_server(ack=None) as silent,
         gateway(nats.url, silent.url(), ready=False),

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,8 +64,13 @@ class NatsServer:
 
 
 @contextmanager
-def nats_server(directory: Path, configuration: str = "", *, leaves: bool = False) -> Iterator[NatsServer]:
-    """A server with further lines of configuration; with `leaves`, one that leaf nodes can connect to."""
+def nats_server(
+    directory: Path, configuration: str = "", *, leaves: bool = False, prefix: Sequence[str] = ()
+) -> Iterator[NatsServer]:
+    """A server with further lines of configuration; with `leaves`, one that leaf nodes can connect to.
+
+    `prefix` is a command before its own, which the process has to become.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "nats.conf"
     leaf = 'leafnodes { host: "127.0.0.1", port: -1 }\n' if leaves else ""
@@ -73,7 +78,14 @@ def nats_server(directory: Path, configuration: str = "", *, leaves: bool = Fals
         f'host: "127.0.0.1"\nport: -1\nserver_name: "{directory.name}"\n'
         f'ports_file_dir: "{directory}"\n{leaf}{configuration}\n'
     )
-    process = _start(directory, file)
+    with running(directory, file, prefix) as server:
+        yield server
+
+
+@contextmanager
+def running(directory: Path, file: Path, prefix: Sequence[str] = ()) -> Iterator[NatsServer]:
+    """A server with that configuration, which has `ports_file_dir`; `directory` is its working directory."""
+    process = _start(directory, file, prefix)
     try:
         port, leaf_port = _ports(directory, process)
         server = NatsServer(directory, file, process, port, leaf_port)
@@ -85,10 +97,10 @@ def nats_server(directory: Path, configuration: str = "", *, leaves: bool = Fals
         process.wait()
 
 
-def _start(directory: Path, file: Path) -> subprocess.Popen[bytes]:
+def _start(directory: Path, file: Path, prefix: Sequence[str] = ()) -> subprocess.Popen[bytes]:
     with (directory / "nats.log").open("ab") as log:
         return subprocess.Popen(
-            [program(), "--config", file], stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=directory,
+            [*prefix, program(), "--config", file], stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=directory,
             env={**os.environ, "GOMAXPROCS": "2"}, start_new_session=True,
         )  # fmt: skip
 
@@ -105,7 +117,9 @@ def _ports(directory: Path, process: subprocess.Popen[bytes]) -> tuple[int, int]
             found = msgspec.json.decode(file.read_bytes())
         except msgspec.DecodeError:
             return None  # it is being written
-        return _port(found.get("nats")), _port(found.get("leafnodes"))
+        log = (directory / "nats.log").read_text(errors="replace")  # the file does not have the port for leaf nodes
+        leaf = re.findall(r"Listening for leafnode connections on \S+:(\d+)", log)
+        return _port(found.get("nats")), int(leaf[-1]) if leaf else 0
 
     return until_sync(read, 30, "the server did not become ready")
 

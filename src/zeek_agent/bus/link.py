@@ -235,7 +235,11 @@ async def _close(client: Client) -> None:
 
 
 class _as_connection_error:  # noqa: N801 - used as a statement
-    """The library's errors as ConnectionError, those of requests as NoListenerError and TimeoutError."""
+    """The library's errors as ConnectionError, those of requests as NoListenerError and TimeoutError.
+
+    A cancellation that the library has lost is raised: before Python 3.12, `asyncio.wait_for` loses one that comes
+    together with the result.
+    """
 
     def __enter__(self) -> None:
         return None
@@ -243,6 +247,9 @@ class _as_connection_error:  # noqa: N801 - used as a statement
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         from nats import errors
 
+        task = asyncio.current_task()
+        if error is None and task is not None and task.cancelling():
+            raise asyncio.CancelledError
         if isinstance(error, errors.NoRespondersError):
             raise NoListenerError("no listener there") from error
         if isinstance(error, errors.TimeoutError) and not isinstance(error, errors.FlushTimeoutError):

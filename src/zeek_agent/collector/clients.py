@@ -18,7 +18,7 @@ from websockets.protocol import State
 from zeek_agent.collector.agents import KnownAgent
 from zeek_agent.collector.hosts import Peer
 from zeek_agent.collector.receive_memory import BoundedConnection
-from zeek_agent.collector.tls import subject
+from zeek_agent.collector.tls import may_speak_for, subject
 
 ANSWER_SECONDS: Final = 5.0
 """How long the connection that holds an id may take to answer when another one claims it."""
@@ -50,6 +50,10 @@ class CollectorClient:
         address = self.connection.remote_address
         named = subject(self.connection.transport.get_extra_info("peercert"))
         return Peer(None if not address or isinstance(address, str) else str(address[0]), named, self.gateway)
+
+    def may_speak_for(self, agent_id: str) -> bool:
+        """Whether its certificate names that agent, or is a gateway's."""
+        return may_speak_for(self.connection.transport.get_extra_info("peercert"), agent_id)
 
     @property
     def certificate_digest(self) -> bytes | None:

@@ -73,6 +73,7 @@ SEND_BYTES: Final = 1024 * 1024
 
 ID_IN_USE: Final = "another connection with this agent id answers (a cloned host? remove its identity.json)"
 """The reason in a close frame has at most 123 bytes."""
+ID_NOT_CERTIFIED: Final = "the agent id is not the one in the agent's certificate"
 
 _GATEWAY: Final = re.compile(rf"{protocol.GATEWAY_APPLICATION}[^/]+/([A-Za-z0-9_-]{{1,64}})")
 _APPLICATION_NAME = re.compile(r"[A-Za-z0-9/_.:=*@-]+")
@@ -446,6 +447,8 @@ class Collector:
             agent_id = event.context.agent_id
             if not isinstance(event, AgentHello) and self._holders.holder(agent_id) not in (None, client):
                 raise ProtocolError(f"agent {clipped(agent_id)} has another connection")
+            if not isinstance(event, AgentHello) and not self._may_speak_for(client, agent_id):
+                raise ProtocolError(f"agent {clipped(agent_id)} is not the one that the certificate names")
             if isinstance(event, AgentLeft):
                 self._agent_left(client, agent_id)
                 return None
@@ -470,6 +473,14 @@ class Collector:
 
     async def _welcome(self, client: CollectorClient, agent: KnownAgent) -> None:
         """Admit the agent of a hello, and send it what it needs if it has joined or reconnected."""
+        if not self._may_speak_for(client, agent.id):
+            named = client.origin.certificate
+            self._refused_hello(client, agent, f"its certificate is that of {named} (collector.tls.ids)")
+            if client.agent_ids:
+                await client.connection.send(protocol.error("agent_id_not_certified", ID_NOT_CERTIFIED))
+            else:
+                await _refuse(client, "agent_id_not_certified", ID_NOT_CERTIFIED)
+            return
         if agent.id not in client.agent_ids and self._is_full(client):
             await self._answer(client, self._refused_hello(client, agent, "too many agents on one connection"))
             return
@@ -497,6 +508,9 @@ class Collector:
             return len(client.agent_ids) >= self._limits.per_connection
         of_gateways = sum(len(one.agent_ids) for one in self._clients if one.gateway is not None)
         return len(client.agent_ids) >= self._limits.per_gateway or of_gateways >= self._limits.gateway_agents
+
+    def _may_speak_for(self, client: CollectorClient, agent_id: str) -> bool:
+        return self._settings.tls.ids != "certificate" or client.may_speak_for(agent_id)
 
     def _make_room(self, newcomer: CollectorClient) -> None:
         """Make room for another agent at the cost of those that are away, or else of the connection with most agents.

@@ -248,7 +248,7 @@ class Gateway:
         await link.subscribe(f"{subjects.peer(core.cluster, Peer.REPLY, core.name)}.*", admission.receive_reply)
 
     async def _follow_zeek(self, link: Link) -> None:
-        """Receive hellos while Zeek is there, so that agents otherwise find another gateway, or nobody, at once."""
+        """Receive hellos while Zeek is there, so that agents otherwise get an error, or another gateway, at once."""
         core = self._core
         self._admission.publish_beat()
         await asyncio.sleep(PEER_BEAT_SECONDS / 2)  # the other gateways answer with theirs
@@ -318,7 +318,7 @@ class Gateway:
                 admission.publish_beacon(spread=spread)
 
     async def _check_peer(self, link: Link, name: str) -> None:
-        """Ask a silent gateway whether it is there; if nobody listens, its agents are invited."""
+        """Ask a silent gateway whether it is there; without a listener, its agents are invited."""
         core = self._core
         subject = subjects.peer(core.cluster, Peer.PING, name)
         try:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from zeek_agent.bus.link import Link
 
 BYTES_MAX: Final = 64 * 1024 * 1024
-"""Beyond this, the server does not keep up, and the connection to it is given up."""
+"""Beyond this, the server does not keep up, and the connection to it ends."""
 MESSAGES_MAX: Final = 400_000
 """As many as 10,000 agents need to be sent 20 queries each."""
 UNCONFIRMED_BYTES: Final = 1024 * 1024

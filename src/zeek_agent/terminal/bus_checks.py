@@ -33,6 +33,9 @@ _CLOCK_SECONDS: Final = 60.0
 _EXPIRES_SOON_SECONDS: Final = 3 * 86_400.0
 _ANSWER_SECONDS: Final = 2.0
 """For gateways to answer."""
+_REPORT_SECONDS: Final = 1.0
+"""For the server to report a permission that is missing."""
+_REPORT_TRIES: Final = 20
 _STRANGER: Final = "doctor-another-agent"
 """The id of an agent for which this one must not speak."""
 
@@ -136,24 +139,30 @@ async def _permissions(link: Link, agent_id: str, problems: list[str]) -> list[C
     await link.subscribe(subjects.sessions_down(agent_id), _ignore)
     await link.subscribe(subjects.all_agents(), _ignore)
     await link.publish(subjects.up("doctor", agent_id, "doctor", Up.BEAT))
-    await link.flush()
-    lacking = list(problems)
-    if lacking:
+    if lacking := await _reported(link, problems):
         advice = "the credentials are another agent's, or their permissions are not those of `zeek-agent fleet init`"
         return [Check("bus permissions", "fail", f"the server reports: {'; '.join(lacking)}", advice)]
     await link.publish(subjects.up("doctor", _STRANGER, "doctor", Up.BEAT))
-    await link.flush()
-    may_speak = not problems
-    problems.clear()
-    end = await link.subscribe(subjects.sessions_down(_STRANGER), _ignore)
-    await link.flush()
-    may_listen = not problems
-    await end()
+    may_speak = not await _reported(link, problems)
+    await link.subscribe(subjects.sessions_down(_STRANGER), _ignore)
+    may_listen = not await _reported(link, problems)
     if may_speak or may_listen:
         what = " and ".join(["speak"] * may_speak + ["listen"] * may_listen)
         advice = "the server does not separate agents: set it up with `zeek-agent fleet init`"
         return [Check("bus permissions", "warn", f"this agent may {what} for any other", advice)]
     return [Check("bus permissions", "ok", "this agent may speak and listen for itself only")]
+
+
+async def _reported(link: Link, problems: list[str]) -> list[str]:
+    """What the server reports of what was just sent; its reports may arrive after its answer."""
+    await link.flush()
+    for _ in range(_REPORT_TRIES):
+        if problems:
+            break
+        await asyncio.sleep(_REPORT_SECONDS / _REPORT_TRIES)
+    found = list(problems)
+    problems.clear()
+    return found
 
 
 async def _ignore(_: Received) -> None:

@@ -1,0 +1,70 @@
+"""Real agents behind two gateways, one of which is killed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+from gateway_program import gateway_program
+from nats_server import nats_server
+from running_agent import running
+from scripted_agent import SETTINGS, collecting, read
+from waiting import until
+
+from zeek_agent.collector import pack
+
+PACK = pack.parse(
+    """
+    [logs.starts]
+    change = false
+    fields = [{ name = "cmdline", type = "string" }]
+
+    [[queries]]
+    log = "starts"
+    sql = "SELECT cmdline FROM processes_events WHERE state = 'started' AND cmdline LIKE '%gateway-mark%'"
+    subscription = "Events"
+    schedule = 0.5
+    """,
+    "test",
+)
+
+
+@pytest.mark.root
+@pytest.mark.timeout(240)
+async def test_events_of_a_real_agent_survive_the_death_of_its_gateway(tmp_path: Path) -> None:
+    with nats_server(tmp_path / "nats") as nats, ExitStack() as stack:
+        async with collecting(tmp_path / "collected", settings=SETTINGS, given=PACK) as collector:
+            host, port = collector.address
+            programs = {
+                name: stack.enter_context(gateway_program(nats.url, f"ws://{host}:{port}", name, tmp_path))
+                for name in ("gw1", "gw2")
+            }
+            (tmp_path / "agent").mkdir()
+            async with running(tmp_path / "agent", "--zeek", nats.url) as agent:
+                await until(lambda: "connected to cluster zeeks" in agent.output.read_text(), 60)
+                await mark("first")
+                await until(lambda: rows(tmp_path, "first"), 60)
+                first = agent.output.read_text().partition("through gateway ")[2][:3]
+                programs[first].kill()
+                await mark("second")
+                await until(lambda: rows(tmp_path, "second"), 60)
+                other = {"gw1": "gw2", "gw2": "gw1"}[first]
+                assert f"through gateway {other}" in agent.output.read_text()
+                assert rows(tmp_path, "first") == 1
+
+
+async def mark(name: str) -> bool:
+    """Start a process that the query reports."""
+    process = await asyncio.create_subprocess_exec("sh", "-c", f": gateway-mark-{name}")
+    return await process.wait() == 0
+
+
+def rows(directory: Path, name: str) -> int:
+    """How often the collector has logged it."""
+    with suppress(FileNotFoundError):
+        counts = Counter(row["cmdline"] for row in read(directory / "collected", "starts"))
+        return sum(number for cmdline, number in counts.items() if f"gateway-mark-{name}" in cmdline)
+    return 0
