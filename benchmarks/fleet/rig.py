@@ -181,6 +181,7 @@ class Fleet:
         name = f"gateway-{number}"
         command = python("zeek_agent", "gateway", "--nats", hub, "--cluster", CLUSTER, "--name", name)
         command += ["--zeek", f"ws://127.0.0.1:{self.port}", "--set", "zeek.reconnect_max=2", "--set", "log.level=info"]
+        command += ["--set", "gateway.agents_max=12000"]  # of all, while the other one is away
         command += ["--state-dir", self.directory / name]
         self.start_server(name, command)
         self._wait_for_output(name, "connected to the bus")

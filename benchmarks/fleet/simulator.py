@@ -238,7 +238,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     logging.basicConfig(stream=sys.stderr, level=arguments.log_level, format="%(asctime)s %(levelname)s %(message)s")
     session.HELLO_CHECK_INTERVAL_SECONDS = HELLO_CHECK_SECONDS  # type: ignore[misc]
-    gc.set_threshold(GARBAGE_THRESHOLD, 20, 1_000)
+    gc.set_threshold(GARBAGE_THRESHOLD, 20, 20)
     asyncio.run(Simulator(arguments).run())
 
 

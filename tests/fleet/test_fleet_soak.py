@@ -22,8 +22,8 @@ BURST = Scale(rows_per_second=0.05, seconds=30.0, down_seconds=5.0, burst_rows=7
 GATEWAY_KIB_MAX = 150 * 1024
 SERVER_KIB_MAX = 1024 * 1024
 """Of a leaf node: 5,000 connections of 80 KB, and what waits for slow ones."""
-AGENT_KIB_MAX = 200
-"""Of a simulated agent, one with a backlog included."""
+AGENT_KIB_MAX = 450
+"""Of a simulated agent: 110 connected, and while it waits for credit with a backlog, which it holds in several forms."""
 
 
 @pytest.fixture(scope="module")
