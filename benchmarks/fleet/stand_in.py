@@ -29,6 +29,7 @@ from zeek_agent.zeek import protocol
 from zeek_agent.zeek.broker_json import ProtocolError
 from zeek_agent.zeek.protocol import (
     AgentHello,
+    AgentLeft,
     AgentShutdown,
     Batch,
     Message,
@@ -42,9 +43,11 @@ HEAD: Final = b"#separator \\x09\n#fields\tts\thid\tstore\tnumber\tcheck_sum\tho
 FLUSH_SECONDS: Final = 1.0
 HELLO_SECONDS: Final = 60.0
 """As in the package."""
-FEATURES: Final = frozenset({protocol.BATCHES})
+FEATURES: Final = frozenset({protocol.BATCHES, protocol.VIA, protocol.LEFT})
 VERSION: Final = "8.2.2"
 VERSION_NUMBER: Final = 80_202
+VIA_FEATURE: Final = f"{protocol.VIA}/"
+VIA_TOPICS: Final = "/zeek-agent/query/via/"
 
 
 class Row(msgspec.Struct):
@@ -108,7 +111,10 @@ class StandIn:
         self._log = log
         self._lines: list[str] = []
         self._streams = Streams()
+        self._hello_info = ZeekHello(self.instance, VERSION, VERSION_NUMBER, features=FEATURES)
         self._hello_ids: dict[str, str] = {}
+        self._gateways: dict[str, str] = {}
+        """Of the agents that are behind one."""
         self._rows = msgspec.json.Decoder(list[Row])
         self._by_topic: defaultdict[str, set[ServerConnection]] = defaultdict(set)
         """Connections by what they subscribe to: a topic, or the beginning of topics if it ends with a slash."""
@@ -119,6 +125,9 @@ class StandIn:
         await connection.send(protocol.ack("stand-in-websocket", VERSION))
         for topic in topics:
             self._by_topic[topic].add(connection)
+        for gateway in (topic.removeprefix(VIA_TOPICS).strip("/") for topic in topics if topic.startswith(VIA_TOPICS)):
+            greeting = protocol.via_topic(gateway, protocol.group_topic("all"))
+            await self.publish(greeting, protocol.zeek_hello(greeting, self._hello_info))
         try:
             while True:
                 await self._handle(connection, await connection.recv(decode=False))
@@ -145,20 +154,23 @@ class StandIn:
                 await self._batch(event)
             case AgentShutdown():
                 self._hello_ids.pop(event.context.agent_id, None)
+            case AgentLeft(context, gateway) if self._gateways.get(context.agent_id) == gateway:
+                self._hello_ids.pop(context.agent_id, None)
 
     async def _hello(self, event: AgentHello) -> None:
         agent_id, hello_id = event.context.agent_id, event.context.query_id or ""
+        named = (feature.removeprefix(VIA_FEATURE) for feature in event.features if feature.startswith(VIA_FEATURE))
+        self._gateways[agent_id] = next(named, "")
         if self._hello_ids.get(agent_id) == hello_id:
             return
         self._hello_ids[agent_id] = hello_id
-        topic = protocol.host_topic(agent_id)
-        hello = ZeekHello(self.instance, VERSION, VERSION_NUMBER, features=FEATURES)
-        await self.publish(topic, protocol.zeek_hello(topic, hello))
+        topic = self._topic(agent_id)
+        await self.publish(topic, protocol.zeek_hello(topic, self._hello_info))
         await self.publish(topic, protocol.install_query(topic, self.instance, self._query_id, self._query))
 
     async def _batch(self, event: ResultBatch) -> None:
         agent_id, batch, query_id = event.context.agent_id, event.batch, event.context.query_id or ""
-        topic = protocol.host_topic(agent_id)
+        topic = self._topic(agent_id)
         if query_id != self._query_id:
             await self.publish(topic, protocol.cancel_query(topic, self.instance, query_id))
             return
@@ -175,6 +187,11 @@ class StandIn:
         ack = RowsAck(self.instance, query_id, batch.stream, batch.high, batch.index)
         await self.publish(topic, protocol.rows_ack(topic, ack))
 
+    def _topic(self, agent_id: str) -> str:
+        topic = protocol.host_topic(agent_id)
+        gateway = self._gateways.get(agent_id)
+        return protocol.via_topic(gateway, topic) if gateway else topic
+
     async def publish(self, topic: str, frame: str) -> None:
         parts = topic.split("/")
         prefixes = ["/".join(parts[:count]) + "/" for count in range(2, len(parts))]
@@ -188,8 +205,7 @@ class StandIn:
         topic = protocol.group_topic("all")
         while True:
             await asyncio.sleep(HELLO_SECONDS)
-            hello = ZeekHello(self.instance, VERSION, VERSION_NUMBER, features=FEATURES)
-            await self.publish(topic, protocol.zeek_hello(topic, hello))
+            await self.publish(topic, protocol.zeek_hello(topic, self._hello_info))
 
     async def write(self) -> None:
         """At intervals, to the log."""
