@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,18 @@ async def test_a_cancellation_that_comes_with_an_answer_is_not_lost(tmp_path: Pa
         with pytest.raises(asyncio.CancelledError):
             await asking
         await connection.close()
+
+
+async def test_a_cancellation_that_comes_with_an_error_is_not_lost() -> None:
+    async def ask() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        with link._as_connection_error():
+            task.cancel()
+            with suppress(asyncio.CancelledError):  # as asyncio.wait_for does
+                await asyncio.sleep(0)
+            raise OSError("refused")
+
+    asking = asyncio.create_task(ask())
+    with pytest.raises(asyncio.CancelledError):
+        await asking

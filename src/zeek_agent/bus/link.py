@@ -248,8 +248,8 @@ class _as_connection_error:  # noqa: N801 - used as a statement
         from nats import errors
 
         task = asyncio.current_task()
-        if error is None and task is not None and task.cancelling():
-            raise asyncio.CancelledError
+        if (error is None or isinstance(error, Exception)) and task is not None and task.cancelling():
+            raise asyncio.CancelledError from error
         if isinstance(error, errors.NoRespondersError):
             raise NoListenerError("no listener there") from error
         if isinstance(error, errors.TimeoutError) and not isinstance(error, errors.FlushTimeoutError):
