@@ -23,7 +23,7 @@ GATEWAY_KIB_MAX = 150 * 1024
 SERVER_KIB_MAX = 1024 * 1024
 """Of a leaf node: 5,000 connections of 80 KB, and what waits for slow ones."""
 AGENT_KIB_MAX = 450
-"""Of a simulated agent: 110 connected, and while it waits for credit with a backlog, which it holds in several forms."""
+"""Of a simulated agent: 110 connected, and waiting with a backlog, which it holds in several forms."""
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ class Credits(Generic[S]):
         self._wants: OrderedDict[S, tuple[int, float]] = OrderedDict()
         self._grants: dict[S, _Grant] = {}
         self._late: dict[S, int] = {}
-        """Sizes of grants that have lapsed, of sessions that have not asked again: their batches may be on their way."""
+        """Sizes of grants that have lapsed, of sessions that have not asked again: a batch may be on its way."""
         self._received: dict[S, int] = {}
         self._received_total = 0
         self.lapsed = 0
