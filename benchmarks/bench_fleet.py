@@ -1,6 +1,6 @@
 """What batches and connections cost on the bus: CPU time and memory of agents, servers and gateways, and latency.
 
-Simulated agents (`fleet/`) deliver over two leaf nodes, a hub and two gateways to a stand-in for Zeek.
+Simulated agents (`simulated_fleet/`) deliver over two leaf nodes, a hub and two gateways to a stand-in for Zeek.
 
 - Memory: agents are started in steps; each step's growth, divided by its agents.
 - CPU time per batch: intervals with rows, over the bus and over WebSockets of other agents in turn, less what the same
@@ -21,8 +21,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from fleet import oracle
-from fleet.rig import Fleet, Plan, fleet
+from simulated_fleet import oracle
+from simulated_fleet.rig import Fleet, Plan, fleet
 
 ROWS = 10
 """In a batch."""

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from fleet import oracle
-from fleet.fake_host import TABLE, FakeStore, Recording, check_sum
-from fleet.oracle import Recorded
-from fleet.simulator import Phase
-from fleet.stand_in import HEAD, Streams, Verdict
+from simulated_fleet import oracle
+from simulated_fleet.fake_host import TABLE, FakeStore, Recording, check_sum
+from simulated_fleet.oracle import Recorded
+from simulated_fleet.simulator import Phase
+from simulated_fleet.stand_in import HEAD, Streams, Verdict
 
 from zeek_agent.zeek.protocol import Batch
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fleet.rig import Fleet, Plan, fleet
-from fleet.scenarios import SCENARIOS, Scale, away, killed, recipient_killed, undisturbed
+from simulated_fleet.rig import Fleet, Plan, fleet
+from simulated_fleet.scenarios import SCENARIOS, Scale, away, killed, recipient_killed, undisturbed
 
 AGENTS = 200
 SCALE = Scale(rows_per_second=2.0, seconds=4.0, down_seconds=1.5)

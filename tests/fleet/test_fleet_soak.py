@@ -9,8 +9,8 @@ import os
 from collections.abc import Callable, Iterator
 
 import pytest
-from fleet.rig import Fleet, Plan, fleet
-from fleet.scenarios import SCENARIOS, Scale, outage, recipient_killed
+from simulated_fleet.rig import Fleet, Plan, fleet
+from simulated_fleet.scenarios import SCENARIOS, Scale, outage, recipient_killed
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from fleet.fake_host import TABLE, check_sum
-from fleet.oracle import Recorded
-from fleet.processes import Process, python, start, wait_for
+from simulated_fleet.fake_host import TABLE, check_sum
+from simulated_fleet.oracle import Recorded
+from simulated_fleet.processes import Process, python, start, wait_for
 from zeek_agent.control.messages import ControlClient, QueryRequest, Rows
 from zeek_agent.errors import ZeekAgentError
 

@@ -21,11 +21,11 @@ from nats_server import program
 from own_table_files import roots_directory
 from zeek_program import PACKAGE, ZEROMQ_PORTS
 
-from fleet import oracle, stand_in
-from fleet.canaries import Canary
-from fleet.fake_host import SQL
-from fleet.oracle import Findings
-from fleet.processes import (
+from simulated_fleet import oracle, stand_in
+from simulated_fleet.canaries import Canary
+from simulated_fleet.fake_host import SQL
+from simulated_fleet.oracle import Findings
+from simulated_fleet.processes import (
     FleetError,
     Process,
     Sampler,
@@ -220,7 +220,13 @@ class Fleet:
         if self.plan.recipient == "stand-in":
             log = self.directory / f"fleet-{life}.log"
             command = python(
-                "fleet.stand_in", "--port", str(self.port), "--log", log, "--schedule", str(self.plan.schedule)
+                "simulated_fleet.stand_in",
+                "--port",
+                str(self.port),
+                "--log",
+                log,
+                "--schedule",
+                str(self.plan.schedule),
             )
             ready = "listening"
         elif self.plan.recipient == "collector":
@@ -267,7 +273,9 @@ class Fleet:
         each = -(-plan.agents // plan.simulators)
         first = number * each
         count = min(each, plan.agents - first)
-        command = python("fleet.simulator", "--first", str(first), "--agents", str(count), "--cluster", CLUSTER)
+        command = python(
+            "simulated_fleet.simulator", "--first", str(first), "--agents", str(count), "--cluster", CLUSTER
+        )
         command += ["--detail-bytes", str(plan.detail_bytes), "--script-timeout", str(plan.script_timeout)]
         command += ["--quick"] * plan.quick
         for url in leaves[number % len(leaves)]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from fleet.fake_host import check_sum
+from simulated_fleet.fake_host import check_sum
 
 EXAMPLES: Final = 5
 _MANY: Final = 255

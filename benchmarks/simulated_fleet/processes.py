@@ -18,9 +18,9 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from fleet.oracle import Recorded
-from fleet.simulator import Away, Burst, Figures, Quit, Record, Return, Start, Status
-from fleet.simulator import Recorded as RecordedOrder
+from simulated_fleet.oracle import Recorded
+from simulated_fleet.simulator import Away, Burst, Figures, Quit, Record, Return, Start, Status
+from simulated_fleet.simulator import Recorded as RecordedOrder
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from fleet.fake_host import TABLE, FakeDatabase, FakeStore, Recording
+from simulated_fleet.fake_host import TABLE, FakeDatabase, FakeStore, Recording
 from zeek_agent import destination
 from zeek_agent.bus.connection import BusConnection
 from zeek_agent.bus.credentials import BusFiles

@@ -1,6 +1,6 @@
 """A process of simulated agents. Reads orders as JSON lines from standard input, and answers each with a line.
 
-It is started by `fleet.processes`, which see; `python -m fleet.simulator --help` has the arguments.
+It is started by `simulated_fleet.processes`, which see; `python -m simulated_fleet.simulator --help` has the arguments.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from fleet.agents import SimulatedAgent
-from fleet.fake_host import TABLE, Phase, Recording
+from simulated_fleet.agents import SimulatedAgent
+from simulated_fleet.fake_host import TABLE, Phase, Recording
 from zeek_agent.bus.session import Times
 from zeek_agent.config import BusSettings, ZeekSettings
 from zeek_agent.zeek import session
@@ -224,7 +224,7 @@ def resident_kib() -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m fleet.simulator")
+    parser = argparse.ArgumentParser(prog="python -m simulated_fleet.simulator")
     parser.add_argument("--first", type=int, default=0, help="number of the first agent")
     parser.add_argument("--agents", type=int, default=100)
     parser.add_argument("--server", action="append", required=True, help="URL; several for the bus")

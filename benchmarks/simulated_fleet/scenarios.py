@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from fleet.oracle import Findings, quantile
-from fleet.rig import Fleet
+from simulated_fleet.oracle import Findings, quantile
+from simulated_fleet.rig import Fleet
 
 DAY_SECONDS: Final = 86_400.0
 

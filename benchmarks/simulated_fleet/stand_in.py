@@ -23,7 +23,7 @@ import msgspec
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from fleet.fake_host import SQL
+from simulated_fleet.fake_host import SQL
 from zeek_agent.queries.subscriptions import Query, Subscription
 from zeek_agent.zeek import protocol
 from zeek_agent.zeek.broker_json import ProtocolError
@@ -240,7 +240,7 @@ async def run(port: int, log: Path, schedule: float) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m fleet.stand_in")
+    parser = argparse.ArgumentParser(prog="python -m simulated_fleet.stand_in")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--schedule", type=float, default=1.0, help="seconds between runs of the query")
