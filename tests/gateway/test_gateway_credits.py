@@ -41,8 +41,40 @@ def test_credit_that_is_not_used_lapses_and_goes_to_the_next() -> None:
     assert list(lanes.grants(0.0)) == ["a"]
     assert list(lanes.grants(LAPSE - 0.1)) == []
     assert list(lanes.grants(LAPSE + 0.1)) == ["b"]
-    assert not lanes.use("a", 5_000, LAPSE + 0.1)
     assert lanes.lapsed == 1
+
+
+def test_a_batch_whose_credit_has_lapsed_on_the_way_is_accepted_once() -> None:
+    lanes: Credits[str] = Credits(1, 1)
+    lanes.want("a", 5_000, 0.0)
+    lanes.want("b", 5_000, 0.0)
+    assert list(lanes.grants(0.0)) == ["a"]
+    assert list(lanes.grants(LAPSE + 0.1)) == ["b"]
+    assert not lanes.use("a", 5_001, LAPSE + 0.2)
+    assert lanes.use("a", 5_000, LAPSE + 0.2)
+    assert lanes.used == 2
+    assert not lanes.use("a", 5_000, LAPSE + 0.3)
+
+
+def test_late_batches_take_no_more_than_as_many_places_again() -> None:
+    lanes: Credits[str] = Credits(1, 1)
+    for name in "abc":
+        lanes.want(name, 5_000, 0.0)
+    assert list(lanes.grants(0.0)) == ["a"]
+    assert list(lanes.grants(LAPSE + 0.1)) == ["b"]
+    assert list(lanes.grants(2 * LAPSE + 0.2)) == ["c"]
+    assert lanes.use("a", 5_000, 2 * LAPSE + 0.2)
+    assert not lanes.use("b", 5_000, 2 * LAPSE + 0.2)
+
+
+def test_a_late_batch_is_not_accepted_once_its_agent_has_asked_again() -> None:
+    lanes: Credits[str] = Credits(1, 1)
+    lanes.want("a", 5_000, 0.0)
+    assert list(lanes.grants(0.0)) == ["a"]
+    lanes.want("b", 5_000, 0.0)
+    assert list(lanes.grants(LAPSE + 0.1)) == ["b"]
+    lanes.want("a", 5_000, LAPSE + 0.2)
+    assert not lanes.use("a", 5_000, LAPSE + 0.3)
 
 
 def test_an_agent_that_is_held_is_passed_over_and_keeps_its_turn() -> None:

@@ -40,6 +40,8 @@ SUBJECT_CHARACTERS_MAX: Final = 1_000
 """Longest subject of a reply; clients make shorter ones."""
 
 _PLAIN: Final = re.compile(rb"[A-Za-z0-9_-]")
+_PLAIN_TOKEN: Final = re.compile(rf"[A-Za-z0-9_-]{{1,{TOKEN_CHARACTERS_MAX}}}")
+"""What all agent ids are that an agent makes itself: each message has one."""
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _BELOW: Final = re.compile(r"[A-Za-z0-9_%-]+(\.[A-Za-z0-9_%-]+)*")
 
@@ -112,6 +114,8 @@ def token(text: str) -> str:
 
     Raises UsageError for a text that is empty or gives a token that is too long.
     """
+    if _PLAIN_TOKEN.fullmatch(text):
+        return text
     written = "".join(chr(byte) if _PLAIN.fullmatch(bytes([byte])) else f"%{byte:02X}" for byte in to_bytes(text))
     if not 0 < len(written) <= TOKEN_CHARACTERS_MAX:
         raise UsageError(f"not usable as a name on the bus: {text[:40]!r} ({len(written)} characters there)")
@@ -120,6 +124,8 @@ def token(text: str) -> str:
 
 def text(written: str) -> str:
     """The text of a token. Raises ValueError for one that `token` does not write."""
+    if _PLAIN_TOKEN.fullmatch(written):
+        return written
     read = from_bytes(unquote_to_bytes(written))
     try:
         canonical = token(read)

@@ -43,6 +43,8 @@ class Credits(Generic[S]):
         self._may_have = may_have
         self._wants: OrderedDict[S, tuple[int, float]] = OrderedDict()
         self._grants: dict[S, _Grant] = {}
+        self._late: dict[S, int] = {}
+        """Sizes of grants that have lapsed, of sessions that have not asked again: a batch may be on its way."""
         self._received: dict[S, int] = {}
         self._received_total = 0
         self.lapsed = 0
@@ -65,7 +67,7 @@ class Credits(Generic[S]):
 
     def want(self, session: S, size_bytes: int, now: float) -> None:
         """A session wants to send a batch. A grant that it has not used is replaced: it does not know of it."""
-        self._grants.pop(session, None)
+        self._drop_grant(session)
         since = self._wants[session][1] if session in self._wants else now
         self._wants[session] = (size_bytes, since)
 
@@ -84,11 +86,20 @@ class Credits(Generic[S]):
             yield session
 
     def use(self, session: S, size_bytes: int, now: float) -> bool:
-        """A batch has come. Returns whether the session had credit for it."""
+        """A batch has come. Returns whether the session had credit for it.
+
+        One whose grant has lapsed, because the network or the agent was slow, is accepted as well, as long as no more
+        than twice the places are in use: its agent has kept to the rules.
+        """
+        self._lapse(now)
         grant = self._grants.get(session)
-        if grant is None or grant.until < now or size_bytes > grant.size_bytes:
+        if grant is None:
+            granted = self._late.get(session, -1) if self.used < 2 * self._places else -1
+        else:
+            granted = grant.size_bytes
+        if size_bytes > granted:
             return False
-        del self._grants[session]
+        self._drop_grant(session)
         self._received[session] = self._received.get(session, 0) + 1
         self._received_total += 1
         return True
@@ -107,16 +118,21 @@ class Credits(Generic[S]):
     def forget(self, session: S) -> None:
         """A session has ended. Its batches that are on their way to Zeek keep their places."""
         self._wants.pop(session, None)
-        self._grants.pop(session, None)
+        self._drop_grant(session)
 
     def clear(self) -> None:
         """Zeek is away: nobody has credit, and nothing is acknowledged any more."""
         self._wants.clear()
         self._grants.clear()
+        self._late.clear()
         self._received.clear()
         self._received_total = 0
 
     def _lapse(self, now: float) -> None:
         for session in [session for session, grant in self._grants.items() if grant.until < now]:
-            del self._grants[session]
+            self._late[session] = self._grants.pop(session).size_bytes
             self.lapsed += 1
+
+    def _drop_grant(self, session: S) -> None:
+        self._grants.pop(session, None)
+        self._late.pop(session, None)
