@@ -11,7 +11,7 @@ WELCOME = Welcome("gw1", "s1", "endpoint", "8.2.2")
 
 
 def test_a_message_reads_back() -> None:
-    for sent in (Hello("I1", "1.0", ("linux",)), WELCOME, Want(70_000), Grant(), Ack(3, grant=True)):
+    for sent in (Hello("I1", "1.0", ("linux",)), WELCOME, Want(70_000, 2), Grant(number=2), Ack(3, grant=2)):
         assert messages.read(messages.encode(sent), type(sent)) == sent
 
 

@@ -100,7 +100,7 @@ class BusAgent:
             case Down.ACK:
                 ack = messages.read(payload, Ack)
                 self.acknowledged = max(self.acknowledged, ack.number)
-                self.granted += ack.grant
+                self.granted += ack.grant is not None
             case Down.GRANT:
                 messages.read(payload, Grant)
                 self.granted += 1

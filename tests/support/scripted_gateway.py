@@ -73,11 +73,11 @@ class BusClient(Client):
             self.unacknowledged.popleft()
         if grant:
             self.granted_until = time.monotonic() + messages.GRANT_SECONDS
-        await self.publish(Down.ACK, Ack(number, grant))
+        await self.publish(Down.ACK, Ack(number, self.wants[-1].number if grant else None))
 
     async def grant(self, seconds: float = messages.GRANT_SECONDS) -> None:
         self.granted_until = time.monotonic() + seconds
-        await self.publish(Down.GRANT, Grant(seconds))
+        await self.publish(Down.GRANT, Grant(seconds, self.wants[-1].number))
 
     async def gone(self) -> None:
         """Zeek is away."""

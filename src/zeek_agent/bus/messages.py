@@ -98,22 +98,30 @@ class Refusal(Message, frozen=True):
 
 
 class Want(Message, frozen=True):
-    """The agent has a batch of this many bytes. Repeated while no grant comes; a later one replaces an earlier one."""
+    """The agent has a batch of this many bytes. Repeated while no grant comes; a later one replaces an earlier one.
+
+    `number` is another one each time, and that of the grant: one that was sent before a later `Want` had come is void.
+    """
 
     bytes: _Natural
+    number: _Natural = 0
 
 
 class Grant(Message, frozen=True):
-    """The agent may send one batch within so many seconds."""
+    """The agent may send the batch of the `Want` with this number within so many seconds."""
 
     seconds: _Seconds = GRANT_SECONDS
+    number: _Natural = 0
 
 
 class Ack(Message, frozen=True):
-    """Zeek has read the batches of the session up to this number. `grant` saves a message of its own."""
+    """Zeek has read the batches of the session up to this number.
+
+    `grant` saves a message of its own: the number of the `Want` that is granted.
+    """
 
     number: _Natural
-    grant: bool = False
+    grant: _Natural | None = None
 
 
 class Again(Message, frozen=True):

@@ -83,6 +83,7 @@ class BusSender:
         self._cause: str | None = None
         self._granted_until: float | None = None
         self._wanted: Want | None = None
+        self._wants = 0
         self._wanted_at = 0.0
         self._want_again_at = 0.0
         self._want_pause = grant_seconds
@@ -130,6 +131,7 @@ class BusSender:
             if not entry.sent.done() or entry.sent.cancelled():
                 with suppress(ValueError):  # it has been taken from there
                     lane.remove(entry)
+                self._changed.set()
 
     async def run(self) -> None:
         """Send what waits, until cancelled. Raises ConnectionError if the bus is gone."""
@@ -152,14 +154,14 @@ class BusSender:
             self.window.in_flight_bytes -= sent.size_bytes
             if not sent.acknowledged.done():
                 sent.acknowledged.set_result(now - sent.at)
-        if ack.grant:
-            self.grant(Grant(self._grant_seconds))
+        if ack.grant is not None:
+            self.grant(Grant(self._grant_seconds, ack.grant))
         if self._small:
             self._changed.set()
 
     def grant(self, grant: Grant) -> None:
-        """One batch may be sent. A grant that was not asked for is ignored, and lapses at the gateway."""
-        if self._wanted is not None:
+        """One batch may be sent. A grant of an earlier `Want` is ignored: the gateway has replaced it."""
+        if self._wanted is not None and grant.number == self._wanted.number:
             self._granted_until = self._monotonic() + grant.seconds * USABLE_SHARE
             self._changed.set()
 
@@ -195,6 +197,10 @@ class BusSender:
             return []
         if self._monotonic() >= self._granted_until:
             self._granted_until = self._wanted = None
+            return []
+        self._forget_abandoned()
+        if self._bulk and len(self._bulk[0].payload) > self._wanted.bytes:
+            self._granted_until = self._wanted = None  # the batch that it was wanted for has been cancelled
             return []
         while self._small or self._bulk:
             if entries := list(self._permitted(self._taken(self._wanted.bytes, with_bulk=True))):
@@ -247,6 +253,7 @@ class BusSender:
         self._forget_abandoned()
         first = self._bulk[0] if self._bulk else None
         if first is None and not self._small:
+            await self._withdraw()
             return None
         now = self._monotonic()
         if first is None and (remaining := self._small[0].since + PATIENCE_SECONDS - now) > 0:
@@ -257,11 +264,21 @@ class BusSender:
             self._wanted_at = now
         elif size <= self._wanted.bytes and now < self._want_again_at:
             return self._want_again_at - now
-        self._wanted = Want(min(size, messages.BATCH_BYTES_MAX))
+        self._wants += 1
+        self._wanted = Want(min(size, messages.BATCH_BYTES_MAX), self._wants)
+        self._granted_until = None
         self._want_again_at = now + self._want_pause * random.uniform(1, 1.25)
         self._want_pause = min(self._want_pause * 2, WANT_SECONDS_MAX)
         await self._publish_want(self._wanted)
         return self._want_again_at - now
+
+    async def _withdraw(self) -> None:
+        """Return a grant, or the turn for one, that is not needed any more: others wait for it."""
+        if self._wanted is None:
+            return
+        self._wants += 1
+        self._wanted = self._granted_until = None
+        await self._publish_want(Want(0, self._wants))
 
     def _forget_abandoned(self) -> None:
         """Remove batches whose senders were cancelled, from the front: those behind are removed by their senders."""

@@ -91,7 +91,7 @@ class Core:
     def publish_grants(self) -> None:
         """The same, and notify them."""
         for session in self.grant():
-            self.say(session, Down.GRANT, messages.Grant())
+            self.say(session, Down.GRANT, messages.Grant(number=session.want))
 
     def refuse(self, session: AgentSession, cause: Cause, what: str) -> None:
         """Count and log a frame that is refused; too many end the session."""

@@ -35,6 +35,8 @@ class AgentSession:
     """Of the next batch."""
     small: int = 0
     """Number of the unacknowledged batch without credit; 0: none."""
+    want: int = 0
+    """Number of the last `Want`, which a grant names."""
     held_until: float = 0.0
     """Until when the agent gets no acknowledgement and no credit, because of its limits."""
     hello: CheckedHello | None = None

@@ -79,6 +79,7 @@ class Uplink:
         if want.bytes > messages.BATCH_BYTES_MAX:
             core.end_for(session, Cause.CREDIT, f"wants credit for {want.bytes:,} bytes")
         elif core.is_ready:
+            session.want = want.number
             core.credits.want(session, want.bytes, core.monotonic())
             core.publish_grants()
 
@@ -152,7 +153,7 @@ class Uplink:
         if session.small and session.small <= number:
             session.small = 0
         granted = self._core.grant()
-        self._core.say(session, Down.ACK, Ack(number, grant=session in granted))
+        self._core.say(session, Down.ACK, Ack(number, session.want if session in granted else None))
         for other in granted:
             if other is not session:
-                self._core.say(other, Down.GRANT, messages.Grant())
+                self._core.say(other, Down.GRANT, messages.Grant(number=other.want))
