@@ -100,6 +100,7 @@ class Refusal(Message, frozen=True):
 class Want(Message, frozen=True):
     """The agent has a batch of this many bytes. Repeated while no grant comes; a later one replaces an earlier one.
 
+    One of 0 bytes withdraws it, as when an acknowledgement made a grant unnecessary.
     `number` is another one each time, and that of the grant: one that was sent before a later `Want` had come is void.
     """
 

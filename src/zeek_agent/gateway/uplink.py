@@ -80,7 +80,10 @@ class Uplink:
             core.end_for(session, Cause.CREDIT, f"wants credit for {want.bytes:,} bytes")
         elif core.is_ready:
             session.want = want.number
-            core.credits.want(session, want.bytes, core.monotonic())
+            if want.bytes:
+                core.credits.want(session, want.bytes, core.monotonic())
+            else:
+                core.credits.forget(session)
             core.publish_grants()
 
     def _batch(self, session: AgentSession, number: int, payload: bytes) -> None:
