@@ -81,13 +81,18 @@ class Hello(Message, frozen=True):
 
 
 class Welcome(Message, frozen=True):
-    """The gateway has a session for the agent. `endpoint` and `version` are those of Zeek's acknowledgement."""
+    """The gateway has a session for the agent. `endpoint` and `version` are those of Zeek's acknowledgement.
+
+    `first` is the number of the agent's next batch. It leaps when Zeek is back, so that batches which were on their way
+    meanwhile are not taken for others.
+    """
 
     gateway: _Text
     session: _Text
     endpoint: _Text
     version: _Text
     protocol: _Natural = PROTOCOL
+    first: Annotated[int, Meta(ge=1, lt=10**18)] = 1
 
 
 class Refusal(Message, frozen=True):

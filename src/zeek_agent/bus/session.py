@@ -145,7 +145,7 @@ class BusSession:
         self._up_prefix = subjects.up(welcome.gateway, agent_id, welcome.session, Up.BEAT).removesuffix(Up.BEAT)
         self._refit = Refit(traffic, link.payload_bytes_max, clock)
         self._ended_bytes = 0
-        self._transport = self._opened_transport(0)
+        self._transport = self._opened_transport(welcome)
         self._has_zeek = asyncio.Event()
         self._has_zeek.set()
         self._heard_at = monotonic()
@@ -217,15 +217,16 @@ class BusSession:
         self.away_since = None
         self._transport.end(ZeekAwayError("the gateway has another connection to Zeek"))
         self._ended_bytes += self._transport.sender.sent_bytes
-        self._transport = self._opened_transport(self._transport.sender.last_number)
+        self._transport = self._opened_transport(welcome, self._transport.sender.last_want)
         self._has_zeek.set()
 
-    def _opened_transport(self, last_number: int) -> BusTransport:
+    def _opened_transport(self, welcome: Welcome, last_want: int = 0) -> BusTransport:
         sender = BusSender(
             self._publish_batch,
             self._publish_want,
             self._refit,
-            last_number=last_number,
+            last_number=welcome.first - 1,
+            last_want=last_want,
             grant_seconds=self._times.grant,
             monotonic=self._monotonic,
         )

@@ -371,6 +371,7 @@ class Gateway:
             bus_reconnects=self._bus_reconnects,
             grants=core.credits.granted,
             grants_lapsed=core.credits.lapsed,
+            late_batches=core.credits.late,
             hellos_due=len(core.hellos),
             counters=core.counters,
         )
