@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from nats_server import nats_server
 
 from zeek_agent.bus import link
-from zeek_agent.bus.link import NoListenerError, Received
+from zeek_agent.bus.link import Link, NoListenerError, Received
 
 
 async def test_requests_are_answered_over_the_bus(tmp_path: Path) -> None:
@@ -62,3 +63,19 @@ async def test_a_second_server_is_used_when_the_first_is_away(tmp_path: Path) ->
         connection = await link.connect(["nats://127.0.0.1:1", server.url], name="agent", inbox="inbox.a")
         assert connection.server.endswith(str(server.port))
         await connection.close()
+
+
+async def test_a_task_that_is_cancelled_while_its_answer_arrives_ends() -> None:
+    arriving: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+
+    class Client:
+        async def request(self, *_: object, timeout: float) -> object:
+            return await asyncio.wait_for(arriving, timeout)
+
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    asking = asyncio.create_task(Link(Client(), ended).request("questions.one", b"", 5))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    arriving.set_result(SimpleNamespace(data=b""))
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking

@@ -536,3 +536,15 @@ async def test_a_draining_gateway_sends_its_agents_away(zeek: ZeekServer, gw: Ga
     assert isinstance(await client.expect(ResultBatch), ResultBatch)
     with pytest.raises(NoListenerError):
         await bus.new("HOther").hello()
+
+
+async def test_a_hello_does_not_wait_for_a_gateway_that_has_died(
+    nats: NatsServer, zeek: ZeekServer, gw: Gateway, bus: BusAgents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zeek_agent.gateway.peers.PEER_SILENCE_SECONDS", 1_000.0)
+    monkeypatch.setattr("zeek_agent.gateway.peers.ANSWER_SECONDS", 1_000.0)
+    async with gateway(nats.url, zeek.url(), "gw2"):
+        await until(lambda: gw.core.peers.known)
+    await bus.agent("HAbc")
+    assert not gw.core.peers.known
+    assert any(beacon.gone == "gw2" for beacon in bus.beacons)

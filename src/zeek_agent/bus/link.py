@@ -235,20 +235,31 @@ async def _close(client: Client) -> None:
 
 
 class _as_connection_error:  # noqa: N801 - used as a statement
-    """The library's errors as ConnectionError, those of requests as NoListenerError and TimeoutError."""
+    """The library's errors as ConnectionError, those of requests as NoListenerError and TimeoutError.
+
+    A task that is cancelled while its answer arrives is cancelled: `asyncio.wait_for`, which the library uses, returns
+    the answer instead before Python 3.12, and the task would go on for ever.
+    """
 
     def __enter__(self) -> None:
-        return None
+        self._cancelled = _times_cancelled()
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         from nats import errors
 
+        if error is None and _times_cancelled() > self._cancelled:
+            raise asyncio.CancelledError
         if isinstance(error, errors.NoRespondersError):
             raise NoListenerError("no listener there") from error
         if isinstance(error, errors.TimeoutError) and not isinstance(error, errors.FlushTimeoutError):
             raise TimeoutError from error
         if isinstance(error, errors.Error | OSError) and not isinstance(error, ConnectionError):
             raise ConnectionError(_words_of(error)) from error
+
+
+def _times_cancelled() -> int:
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
 
 
 def _words_of(error: BaseException) -> str:
