@@ -124,6 +124,7 @@ async def test_rows_of_fifty_agents_through_two_gateways_are_logged_once(tmp_pat
         gateways(tmp_path, nats.url, url) as programs,
     ):
         async with bus_agents(nats.url, "zeeks") as bus, AsyncExitStack() as direct:
+            await until(lambda: {beacon.gateway for beacon in bus.beacons} == {"gw1", "gw2"}, 90, "not both are ready")
             agents = [bus.new(agent_id) for agent_id in ids]
             work = [asyncio.create_task(deliver(agent, 0.2 if is_killed else 0.0)) for agent in agents]
             for n in range(10):

@@ -58,7 +58,8 @@ class BusSender:
 
     `publish_batch` and `publish_want` hand a message to the bus and raise ConnectionError; the former is called with
     the batch's number, which goes on from `last_number`. Numbers of wants go on from `last_want`, that of the bus
-    session's last one. `refit` replaces frames that are longer than a batch can be. Every method raises ConnectionError once the sender is closed.
+    session's last one. `refit` replaces frames that are longer than a batch can be. Every method raises ConnectionError
+    once the sender is closed.
     """
 
     def __init__(

@@ -7,7 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from zeek_agent.bus.messages import CLONE_SECONDS, PEER_CLAIM_SECONDS, PEER_SILENCE_SECONDS, Claim, ClaimAnswer, PeerBeat
+from zeek_agent.bus.messages import (
+    CLONE_SECONDS,
+    PEER_CLAIM_SECONDS,
+    PEER_SILENCE_SECONDS,
+    Claim,
+    ClaimAnswer,
+    PeerBeat,
+)
 
 ANSWER_SECONDS: Final = CLONE_SECONDS + 2.0
 """Time for a gateway to answer a claim: it may ping its agent first."""
@@ -61,7 +68,9 @@ class Peers:
 
     def silent(self, now: float) -> list[str]:
         """Gateways that have not been heard of for too long, or that do not answer a claim."""
-        owing = {name for claim in self.claims.values() if now - claim.since > PEER_CLAIM_SECONDS for name in claim.awaited}
+        owing = {
+            name for claim in self.claims.values() if now - claim.since > PEER_CLAIM_SECONDS for name in claim.awaited
+        }
         return [name for name, peer in self.known.items() if now - peer.heard > PEER_SILENCE_SECONDS or name in owing]
 
     def lost(self, name: str) -> PeerBeat | None:
