@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -65,7 +66,8 @@ async def test_a_second_server_is_used_when_the_first_is_away(tmp_path: Path) ->
         await connection.close()
 
 
-async def test_a_task_that_is_cancelled_while_its_answer_arrives_ends() -> None:
+@pytest.mark.parametrize("answer", [SimpleNamespace(data=b""), OSError("refused")])
+async def test_a_task_that_is_cancelled_while_its_answer_arrives_ends(answer: object) -> None:
     arriving: asyncio.Future[object] = asyncio.get_running_loop().create_future()
 
     class Client:
@@ -75,7 +77,24 @@ async def test_a_task_that_is_cancelled_while_its_answer_arrives_ends() -> None:
     ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     asking = asyncio.create_task(Link(Client(), ended).request("questions.one", b"", 5))  # type: ignore[arg-type]
     await asyncio.sleep(0)
-    arriving.set_result(SimpleNamespace(data=b""))
+    if isinstance(answer, OSError):
+        arriving.set_exception(answer)
+    else:
+        arriving.set_result(answer)
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
+
+
+async def test_a_task_that_is_cancelled_while_its_connection_closes_ends() -> None:
+    class Client:
+        async def close(self) -> None:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    closing = asyncio.create_task(Link(Client(), ended).close())  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing

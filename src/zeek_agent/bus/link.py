@@ -229,16 +229,19 @@ async def _connect(  # noqa: PLR0917 - those of `connect`
 
 async def _close(client: Client) -> None:
     """The library waits for ever after a TLS handshake that failed."""
+    cancelled = _times_cancelled()
     with suppress(TimeoutError):
         async with asyncio.timeout(CLOSE_SECONDS):
             await client.close()
+    if _times_cancelled() > cancelled:  # the library does not pass that on
+        raise asyncio.CancelledError
 
 
 class _as_connection_error:  # noqa: N801 - used as a statement
     """The library's errors as ConnectionError, those of requests as NoListenerError and TimeoutError.
 
-    A task that is cancelled while its answer arrives is cancelled: `asyncio.wait_for`, which the library uses, returns
-    the answer instead before Python 3.12, and the task would go on for ever.
+    A task that is cancelled meanwhile ends: the library, and `asyncio.wait_for` before Python 3.12, may return an answer
+    or raise an error instead, and the task would go on for ever.
     """
 
     def __enter__(self) -> None:
@@ -247,8 +250,8 @@ class _as_connection_error:  # noqa: N801 - used as a statement
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         from nats import errors
 
-        if error is None and _times_cancelled() > self._cancelled:
-            raise asyncio.CancelledError
+        if _times_cancelled() > self._cancelled and not isinstance(error, asyncio.CancelledError):
+            raise asyncio.CancelledError from error
         if isinstance(error, errors.NoRespondersError):
             raise NoListenerError("no listener there") from error
         if isinstance(error, errors.TimeoutError) and not isinstance(error, errors.FlushTimeoutError):
