@@ -240,8 +240,8 @@ async def _close(client: Client) -> None:
 class _as_connection_error:  # noqa: N801 - used as a statement
     """The library's errors as ConnectionError, those of requests as NoListenerError and TimeoutError.
 
-    A task that is cancelled meanwhile ends: the library, and `asyncio.wait_for` before Python 3.12, may return an answer
-    or raise an error instead, and the task would go on for ever.
+    A task that is cancelled meanwhile ends: the library, and `asyncio.wait_for` before Python 3.12, may return an
+    answer or raise an error instead, and the task would go on for ever.
     """
 
     def __enter__(self) -> None:
