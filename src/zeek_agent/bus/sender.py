@@ -252,6 +252,8 @@ class BusSender:
 
     async def _ask(self) -> float | None:
         """Ask for a grant if one is needed and it is time; the seconds until it is time again."""
+        if self._cause is not None:
+            return None  # what it would send now could be taken for a message of the next sender
         self._forget_abandoned()
         first = self._bulk[0] if self._bulk else None
         if first is None and not self._small:
