@@ -561,7 +561,9 @@ def collector(
 @click.option("--zeek", metavar="URL", help="The Zeek or collector (ws://127.0.0.1:27759).")
 @click.option("--nats", "servers", multiple=True, metavar="URL", help="NATS server (nats://host:port, tls://…).")
 @click.option("--cluster", metavar="NAME", help="Name of the Zeek cluster, the same for all its gateways.")
-@click.option("--name", metavar="NAME", help="Name of this gateway; default: from the host name.")
+@click.option(
+    "--name", metavar="NAME", help="Name of this gateway; default: that in its credentials, or the host name."
+)
 @_settings
 def gateway(given: Given, *, zeek: str | None, servers: Sequence[str], cluster: str | None, name: str | None) -> None:
     """Connect agents on a NATS bus with one Zeek or collector, until SIGTERM or SIGINT.

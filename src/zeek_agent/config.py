@@ -513,7 +513,10 @@ class GatewaySettings(Section, frozen=True):
     ] = None
     name: Annotated[
         str | None,
-        Meta(description="name of this gateway, unlike that of any other in the cluster; default: from the host name"),
+        Meta(
+            description="name of this gateway, unlike that of any other in the cluster; default: the name in its "
+            "credentials, or the host name"
+        ),
     ] = None
     zeek: Annotated[str, Meta(description="URL of the Zeek or collector")] = "ws://127.0.0.1:27759"
     credentials: Annotated[str | None, Meta(description="file with the gateway's NATS credentials (JWT and seed)")] = (

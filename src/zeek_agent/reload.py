@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 LIVE: Final = ("access.", "bus.", "collector.", "events.", "limits.", "metrics.", "tables.", "zeek.", "log.level")
 """Beginnings of the names of settings that a running agent can change."""
 
+OF_AGENT: Final = (*LIVE, "agent.", "control.", "log.", "osquery.", "sources.", "state_dir")
+"""Beginnings of the names of settings that `zeek-agent run` uses."""
 OF_COLLECTOR: Final = ("collector.", "metrics.", "log.")
 """Beginnings of the names of settings that `zeek-agent collector` uses."""
 LIVE_IN_COLLECTOR: Final = (
@@ -86,7 +88,7 @@ def compare(
     new: Loaded,
     *,
     live: tuple[str, ...] = LIVE,
-    used: tuple[str, ...] = ("",),
+    used: tuple[str, ...] = OF_AGENT,
 ) -> Changes:
     """The changes from the configuration in force to a new one, in settings whose names begin with one of `used`."""
     names = configuration.settings()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import subprocess
 import sys
 from collections import Counter
@@ -22,8 +23,10 @@ from zeek_agent.zeek.protocol import AgentHello, AgentShutdown, ResultBatch
 
 pytestmark = pytest.mark.root
 
+MARK = f"onbus-{secrets.token_hex(4)}"
+"""Of the processes of this run: the agent also sees those of other tests."""
 EVENTS = Query(
-    "SELECT cmdline, seq FROM processes_events WHERE cmdline LIKE 'onbus%' AND state = 'started'",
+    f"SELECT cmdline, seq FROM processes_events WHERE cmdline LIKE '{MARK}%' AND state = 'started'",
     protocol.ROWS,
     schedule=0.1,
     subscription=Subscription.EVENTS,
@@ -86,10 +89,10 @@ async def test_events_arrive_exactly_once_over_killed_servers(tmp_path: Path) ->
                     client = await gateway.client()
                     attending = asyncio.create_task(script.attend(client, f"events{life}"))
                     await installed(agent)
-                    names = [f"onbus-{life}-{number}" for number in range(40)]
+                    names = [f"{MARK}-{life}-{number}" for number in range(40)]
                     expected += names
                     working = asyncio.create_task(asyncio.to_thread(start_processes, names))
-                    await until(lambda life=life: f"onbus-{life}-5" in script.commands())  # type: ignore[misc]
+                    await until(lambda life=life: f"{MARK}-{life}-5" in script.commands())  # type: ignore[misc]
                     server.kill()
                     await working
                     attending.cancel()
@@ -113,12 +116,12 @@ async def test_each_cluster_has_its_own_cursor(tmp_path: Path) -> None:
             scripts = {"a": Script(), "b": Script()}
             tasks = [asyncio.create_task(scripts[name].attend(clients[name], f"events-{name}")) for name in clients]
             await installed(agent, 2)
-            both = [f"onbus-both-{number}" for number in range(10)]
+            both = [f"{MARK}-both-{number}" for number in range(10)]
             await asyncio.to_thread(start_processes, both)
             await until(lambda: all(script.commands().keys() >= set(both) for script in scripts.values()))
             await clients["b"].gone()
             tasks.pop().cancel()
-            later = [f"onbus-later-{number}" for number in range(10)]
+            later = [f"{MARK}-later-{number}" for number in range(10)]
             await asyncio.to_thread(start_processes, later)
             await until(lambda: scripts["a"].commands().keys() >= {*both, *later})
             assert scripts["b"].commands() == Counter(both)

@@ -397,7 +397,7 @@ async def test_agents_of_an_outage_come_back_spread_by_their_ids(server: NatsSer
     assert max(abs(one - (rank + 0.5) / 1_000) for rank, one in enumerate(turns)) < 0.1
     async with scripted_gateway(server.url, beacons=False) as gateway:
         gateway.answers = False
-        times = Times(hello=0.1, uninvited=60.0)
+        times = Times(hello=2.0, uninvited=60.0)
         async with agent(server.url, times=times, bus=BusSettings(clusters=("main",))):
             await until(lambda: gateway.greetings)
             gateway.answers = True

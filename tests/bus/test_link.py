@@ -6,6 +6,7 @@ import asyncio
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from nats_server import nats_server
@@ -98,3 +99,41 @@ async def test_a_task_that_is_cancelled_while_its_connection_closes_ends() -> No
     closing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await closing
+
+
+async def test_a_cancellation_that_comes_with_an_answer_is_not_lost(tmp_path: Path) -> None:
+    with nats_server(tmp_path / "hub") as server:
+        connection = await link.connect([server.url], name="agent", inbox="inbox.a")
+        asking: asyncio.Task[bytes] | None = None
+
+        async def answer(message: Received) -> None:
+            await connection.publish(message.reply, b"here")
+
+        await connection.subscribe("question", answer)
+        library = connection._client._request_sub_callback
+
+        async def cancel_too(message: Any) -> None:
+            await library(message)
+            assert asking is not None
+            asking.cancel()
+
+        connection._client._request_sub_callback = cancel_too  # type: ignore[method-assign]
+        asking = asyncio.create_task(connection.request("question", b"", 5))
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await connection.close()
+
+
+async def test_a_cancellation_that_comes_with_an_error_is_not_lost() -> None:
+    async def ask() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        with link._as_connection_error():
+            task.cancel()
+            with suppress(asyncio.CancelledError):  # as asyncio.wait_for does
+                await asyncio.sleep(0)
+            raise OSError("refused")
+
+    asking = asyncio.create_task(ask())
+    with pytest.raises(asyncio.CancelledError):
+        await asking

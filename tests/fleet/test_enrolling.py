@@ -20,12 +20,26 @@ from nats_server import nats_server
 from waiting import until
 
 from zeek_agent.bus import subjects
+from zeek_agent.bus.link import Received
 from zeek_agent.errors import UsageError, ZeekAgentError
-from zeek_agent.fleet import administration, authority, directory, enrolling, https, jwt, messages, nkey, tokens
+from zeek_agent.fleet import (
+    administration,
+    authority,
+    directory,
+    enrolling,
+    https,
+    issuing,
+    jwt,
+    messages,
+    nkey,
+    roles,
+    tokens,
+)
 from zeek_agent.fleet.directory import Place
 from zeek_agent.fleet.enrolled import EnrolledFiles
 from zeek_agent.fleet.enrolling import Url
 from zeek_agent.fleet.nkey import Key
+from zeek_agent.fleet.service import Service
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +64,7 @@ async def asked(servers: Servers, text: str, payload: bytes) -> messages.Answer:
     token = tokens.read(text)
     bus = await servers.connect(jwt.credentials(token.user, token.key), f"za.v1.boot.{token.key.public}")
     try:
-        return messages.read_answer(await bus.request(subjects.ENROL, payload, 10))
+        return messages.read_answer(await bus.request(subjects.enrolment(token.key.public), payload, 10))
     finally:
         await bus.close()
 
@@ -176,7 +190,7 @@ async def test_a_request_is_refused_for_each_fault(running: Servers, tmp_path: P
             "clock": sent(tmp_path / "b", text, "Hb", time=time.time() - 3600),
             "id_taken": sent(tmp_path / "c", text, "Hfirst"),
             "key_taken": sent(tmp_path / "a", text, "Hsecond"),
-            "unknown_token": sent(tmp_path / "d", text, "Hd", token=""),
+            "bad_request": sent(tmp_path / "d", text, "Hd", token=""),
         }
         for code, payload in faults.items():
             assert await refusal(running, text, payload) == code
@@ -348,3 +362,77 @@ async def test_a_server_without_tls_gets_nothing_when_tls_was_asked_for(running:
     text = fleet.token(running.place)
     with nats_server(tmp_path / "plain") as plain, pytest.raises(ZeekAgentError, match="does not require TLS"):
         await fleet.enroll(tmp_path / "state", Url("tls+nats", HOST, plain.port), text, "Hplain")
+
+
+async def test_an_answer_goes_to_nobody_but_who_asks(running: Servers, tmp_path: Path) -> None:
+    """An agent cannot have the service write to another agent, nor the holder of a token to that of another one."""
+    text, other = fleet.token(running.place), tokens.read(fleet.token(running.place))
+    token = tokens.read(text)
+    foreign = [f"{subjects.inbox('Hvictim')}.x", f"{roles.inbox(roles.BOOTSTRAP, other.key.public)}.x"]
+    async with fleet.enrolment(running) as service:
+        asking = await running.connect(
+            jwt.credentials(token.user, token.key), subjects.bootstrap_inbox(token.key.public)
+        )
+        agent = await running.agent("Hasks")
+        heard: list[str] = []
+
+        async def hear(message: Received) -> None:
+            heard.append(message.subject)
+
+        victim = await running.agent("Hvictim")
+        await victim.subscribe(subjects.all_down("Hvictim"), hear)
+        another = await running.connect(
+            jwt.credentials(other.user, other.key), subjects.bootstrap_inbox(other.key.public)
+        )
+        await another.subscribe(foreign[1], hear)
+        for link in (victim, another):
+            await link.flush()
+        for reply in foreign:
+            await asking.publish(subjects.enrolment(token.key.public), sent(tmp_path, text, "Hnew"), reply)
+            await agent.publish(subjects.renewal("Hasks"), b"{}", reply)
+        await until(lambda: service.refused == 4, 20, "not refused")
+        assert isinstance(await asked(running, text, sent(tmp_path, text, "Hnew")), messages.Granted)
+        for link in (victim, another):
+            await link.flush()
+        assert heard == []
+        for link in (asking, agent, victim, another):
+            await link.close()
+
+
+async def test_a_token_cannot_be_used_with_the_connection_of_another(running: Servers, tmp_path: Path) -> None:
+    mine, text = fleet.token(running.place), fleet.token(running.place)
+    async with fleet.enrolment(running):
+        assert await refusal(running, mine, sent(tmp_path, text, "Hmixed")) == "bad_request"
+
+
+def test_a_deeply_nested_request_is_a_bad_one() -> None:
+    bomb = b'{"x":' + b"[" * 7000 + b"]" * 7000 + b"}"
+    for read in (messages.open_request, messages.read_answer):
+        with pytest.raises(messages.BadMessageError):
+            read(bomb)
+
+
+async def test_refusals_are_logged_at_a_bounded_rate(
+    running: Servers, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Service(running.place, (), f"{fleet.HOST}:0") as service:
+        for _ in range(issuing.LOG_LINES + 50):
+            service._enrolment.answer(b"{}", "127.0.0.1")
+        assert service.refused == issuing.LOG_LINES + 50
+    lines = [record for record in caplog.records if "refused agent" in record.getMessage()]
+    assert issuing.LOG_LINES <= len(lines) < issuing.LOG_LINES + 20
+
+
+async def test_connections_without_a_handshake_keep_nobody_out(
+    running: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(https, "ACCEPTED_MAX", 5)
+    async with Service(running.place, (), f"{HOST}:0") as service:
+        silent = [await asyncio.open_connection(HOST, service.port) for _ in range(12)]
+        for reader, _ in silent[:7]:
+            assert await asyncio.wait_for(reader.read(), https.TIMEOUT_SECONDS / 2) == b""
+        assert "connections for enrolment were closed" in caplog.text
+        enrolled = await fleet.enroll(tmp_path, Url("https", HOST, service.port), fleet.token(running.place), "Hquiet")
+        assert enrolled.agent_id == "Hquiet"
+        for _, writer in silent:
+            writer.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 import subprocess
@@ -20,6 +21,7 @@ from waiting import until_sync
 
 from zeek_agent import config
 from zeek_agent.collector import tls
+from zeek_agent.errors import UsageError
 from zeek_agent.fleet import administration, directory, enrolling, nkey, renewal
 from zeek_agent.fleet.directory import Place
 from zeek_agent.fleet.enrolled import Enrolled, EnrolledFiles
@@ -294,3 +296,37 @@ async def test_the_agents_command_renews(tmp_path: Path) -> None:
     assert again is not None
     assert (again.key, again.issued > first.issued) == (first.key, True)
     assert enrolling.Files(files.place).bus_key().public == first.key
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("is_link", [False, True])
+def test_keys_are_not_written_into_a_directory_of_another_user(tmp_path: Path, is_link: bool) -> None:
+    place = tmp_path / "place"
+    if is_link:
+        (tmp_path / "mine").mkdir()
+        place.symlink_to(tmp_path / "mine")
+    else:
+        place.mkdir()
+    os.chown(place, 65534, 65534, follow_symlinks=False)
+    with pytest.raises(UsageError, match="belongs to another user"):
+        fleet.make(place)
+    with pytest.raises(UsageError, match="belongs to another user"):
+        enrolling._prepare(place)
+    assert not list(place.iterdir())
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o077])
+def test_nobody_else_can_read_what_is_made_under_any_umask(tmp_path: Path, umask: int) -> None:
+    (tmp_path / "real").mkdir(mode=0o777)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    before = os.umask(umask)
+    try:
+        fleet.make(tmp_path / "link", sites=("fra",))
+        fleet.make(tmp_path / "above" / "made")
+        enrolling._prepare(tmp_path / "state" / "fleet")
+        directory.write(tmp_path / "state" / "fleet" / "agent.creds", "secret")
+    finally:
+        os.umask(before)
+    for top in ("real", "above", "state/fleet"):
+        for file in (tmp_path / top, *(tmp_path / top).rglob("*")):
+            assert file.stat().st_mode & 0o077 == 0, file

@@ -52,7 +52,7 @@ class Ears:
 async def listening(running: Servers) -> tuple[Ears, Link, Link]:
     """A gateway and another agent, which receive all that they may."""
     ears, gateway, agent = Ears(), await running.gateway(), await running.agent(OTHER)
-    for subject in ("za.v1.hello.zeek.*", "za.v1.up.gw1.>", "za.v1.gw.zeek.>", "za.v1.who"):
+    for subject in ("za.v1.hello.zeek.*", "za.v1.up.gw1.>", "za.v1.gw.zeek.>", "za.v1.who.*"):
         await gateway.subscribe(subject, ears.hear)
     for subject in (subjects.all_down(OTHER), "za.v1.all.*"):
         await agent.subscribe(subject, ears.hear)
@@ -74,7 +74,9 @@ FORGED = {
     "a gateway's beat": subjects.peers("zeek", Peer.BEAT),
     "a gateway's claim": subjects.peers("zeek", Peer.CLAIM, OTHER),
     "another agent's renewal": subjects.renewal(OTHER),
-    "an enrolment": subjects.ENROL,
+    "an enrolment": subjects.enrolment("UKEY"),
+    "another agent's question for gateways": subjects.who(OTHER),
+    "a question for gateways without a name": "za.v1.who",
     "a request to the system": "$SYS.REQ.SERVER.PING",
 }
 
@@ -131,7 +133,8 @@ async def test_a_group_reaches_its_members_only(running: Servers) -> None:
 
 
 BOOTSTRAP = (
-    "za.v1.who", subjects.hello("zeek", ME), subjects.up("gw1", ME, "s1", Up.BEAT), subjects.renewal(ME),
+    subjects.who(ME), subjects.enrolment("UOTHER"), subjects.hello("zeek", ME), subjects.renewal(ME),
+    subjects.up("gw1", ME, "s1", Up.BEAT),
     subjects.down(ME, "s1", Down.FRAME), subjects.all_agents("zeek"), "$SYS.REQ.CLAIMS.UPDATE",
 )  # fmt: skip
 

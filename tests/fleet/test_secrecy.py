@@ -115,6 +115,24 @@ def test_the_keys_of_a_fleet_are_not_read(tmp_path: Path, secret: str) -> None:
         assert line not in permitted
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "app.log"])
+def test_secrets_of_a_fleet_are_known_by_their_contents(tmp_path: Path, name: str) -> None:
+    """Whatever the file is called, and whatever is permitted."""
+    place = fleet.make(tmp_path / "made")
+    permitted = AccessPolicy(AccessSettings(files_allow=("/**",), paths_deny=()))
+    secrets = [file for file in place.directory.rglob("*") if file.suffix in {".seed", ".creds", ".key"}]
+    assert len(secrets) > 15
+    (tmp_path / "token").write_text(f"export TOKEN={fleet.token(place)}\n")
+    copy = tmp_path / name
+    for file in (*secrets, tmp_path / "token"):
+        copy.write_text("an ordinary line\n" * 400 + file.read_text())
+        seen = told(str(copy), permitted)
+        assert "an ordinary line" in seen
+        for line in file.read_text().split():
+            if not line.startswith(("-", "ey")) and len(line) > 30:
+                assert line not in seen, file
+
+
 def test_every_file_of_an_enrolled_agent_that_is_secret_is_named() -> None:
     files = enrolling.Files(Path("/s/fleet"))
     named = {file.name for file in (files.credentials, files.certificate, files.key, files.pending, files.enrolment)}

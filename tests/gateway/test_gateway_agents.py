@@ -50,7 +50,7 @@ async def test_events_of_a_real_agent_survive_the_death_of_its_gateway(tmp_path:
             }
             (tmp_path / "agent").mkdir()
             async with running(tmp_path / "agent", "--zeek", nats.url) as agent:
-                await until(lambda: "connected to cluster zeeks" in agent.output.read_text(), 60)
+                await until(lambda: "gateway-mark%" in agent.output.read_text(), 60, "the query is not installed")
                 await mark("first")
                 await until(lambda: rows(tmp_path, "first"), 60)
                 first = agent.output.read_text().partition("through gateway ")[2][:3]

@@ -454,7 +454,7 @@ async def test_an_agent_with_a_limit_waits_and_loses_nothing(nats: NatsServer, z
 
 
 async def test_agents_learn_of_gateways_by_asking(gw: Gateway, bus: BusAgents) -> None:
-    answer = messages.read(await bus.link.request(subjects.WHO, b"", 5.0), messages.Beacon)
+    answer = messages.read(await bus.link.request(subjects.who("test"), b"", 5.0), messages.Beacon)
     assert (answer.gateway, answer.cluster) == ("gw1", CLUSTER)
 
 

@@ -67,7 +67,7 @@ class BusAgent:
         hello = Hello(self.instance, "3.0.0", self.groups)
         payload = messages.encode(hello)
         return messages.read_welcome(
-            await self.bus.link.request(subjects.hello(self.bus.cluster, self.agent_id), payload, seconds)
+            await self.bus.request(self.agent_id, subjects.hello(self.bus.cluster, self.agent_id), payload, seconds)
         )
 
     async def open(self, seconds: float = 60.0) -> Welcome:
@@ -202,7 +202,7 @@ class BusAgent:
 
     async def beat(self, seconds: float = 5.0) -> None:
         """Raises NoListenerError if the gateway is gone."""
-        await self.bus.link.request(self.up(Up.BEAT), b"", seconds)
+        await self.bus.request(self.agent_id, self.up(Up.BEAT), b"", seconds)
 
     async def bye(self) -> None:
         await self.bus.link.publish(self.up(Up.BYE))
@@ -212,8 +212,9 @@ class BusAgent:
 class BusAgents:
     """Agents that share one connection, which only a server without permissions allows."""
 
-    def __init__(self, link: Link, cluster: str) -> None:
+    def __init__(self, link: Link, cluster: str, url: str) -> None:
         self.link = link
+        self.url = url
         self.cluster = cluster
         self.agents: dict[tuple[str, str], BusAgent] = {}
         self._by_id: dict[str, list[BusAgent]] = {}
@@ -231,6 +232,15 @@ class BusAgents:
         agent = self.new(agent_id, instance)
         await agent.open()
         return agent
+
+    async def request(self, agent_id: str, subject: str, payload: bytes, seconds: float) -> bytes:
+        """A request of an agent, as one with a connection of its own makes it: with its own inbox."""
+        link = await bus_link.connect([self.url], name=agent_id, inbox=subjects.inbox(agent_id))
+        try:
+            return await link.request(subject, payload, seconds)
+        finally:
+            with suppress(ConnectionError):
+                await link.close()
 
     async def receive(self, received: Received) -> None:
         try:
@@ -256,7 +266,7 @@ class BusAgents:
 @asynccontextmanager
 async def bus_agents(url: str, cluster: str) -> AsyncIterator[BusAgents]:
     link = await bus_link.connect([url], name="agents", inbox="za.v1.dn.test.r")
-    agents = BusAgents(link, cluster)
+    agents = BusAgents(link, cluster, url)
     try:
         await link.subscribe("za.v1.dn.*.*.*", agents.receive)  # without answers to requests
         await link.subscribe(subjects.all_agents(cluster), agents.receive_beacon)

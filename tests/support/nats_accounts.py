@@ -54,7 +54,7 @@ class Accounts:
     def agent(self, agent_id: str, *, name: str | None = None, **times: int) -> str:
         """Credentials of an agent; `times` are claims such as `exp`."""
         token = subjects.token(agent_id)
-        publish = [f"za.v1.up.*.{token}.>", f"za.v1.hello.*.{token}", subjects.WHO]
+        publish = [f"za.v1.up.*.{token}.>", f"za.v1.hello.*.{token}", subjects.who(token)]
         receive = [f"za.v1.dn.{token}.>", "za.v1.all.*"]
         permissions = {"pub": {"allow": publish}, "sub": {"allow": receive}}
         return self._user(token if name is None else name, permissions, times)

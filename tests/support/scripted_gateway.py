@@ -156,7 +156,7 @@ class ScriptedGateway:
     async def start(self, *, beacons: bool = True) -> None:
         await self.link.subscribe(subjects.all_up(self.name), self._receive)
         self._end_hellos = await self.link.subscribe(subjects.hello(self.cluster), self._hello, subjects.GATEWAYS)
-        await self.link.subscribe(subjects.WHO, self._who)
+        await self.link.subscribe(subjects.who(), self._who)
         await self.link.flush()
         if beacons:
             await self.beacon()

@@ -123,6 +123,12 @@ class Cluster:
 
     async def run(self, link: Link, *, is_named: bool) -> None:
         """Have sessions over a connection until cancelled; `is_named` if the configuration has the cluster's name."""
+        try:
+            await self._have_sessions(link, is_named=is_named)
+        finally:
+            self._enter(ConnectionState.WAITING)
+
+    async def _have_sessions(self, link: Link, *, is_named: bool) -> None:
         self._enter(ConnectionState.CONNECTING)
         failures, uninvited = 0, 0.0 if is_named else self._its.times.uninvited
         while True:

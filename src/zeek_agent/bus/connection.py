@@ -193,7 +193,7 @@ class BusConnection:
             self._logged_error = None
             for name in self._clusters:
                 self._have_sessions(name)
-            await connected.publish(subjects.WHO, reply=self._who_replies)
+            await connected.publish(subjects.who(subjects.token(self._agent_id)), reply=self._who_replies)
             await first_to_end(connected.ended(), self._check_server(connected), _result(self._failed))
         finally:
             self._link = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -180,10 +181,11 @@ async def _connect(  # noqa: PLR0917 - those of `connect`
                 raise errors.Error(NO_TLS)
             return super()._connect_command()
 
+    logging.getLogger("asyncio").addFilter(_is_not_about_eof)  # the same filter is added once
     client = TlsClient() if server.startswith("tls:") else Client()
     ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     link = Link(client, ended)
-    causes: list[str] = []
+    causes: deque[str] = deque(maxlen=1)
 
     async def on_error(error: Exception) -> None:
         if isinstance(error, SlowConsumerError):
@@ -235,6 +237,11 @@ async def _close(client: Client) -> None:
             await client.close()
     if _times_cancelled() > cancelled:  # the library does not pass that on
         raise asyncio.CancelledError
+
+
+def _is_not_about_eof(record: logging.LogRecord) -> bool:
+    """asyncio warns of each TLS connection that a server ends or refuses; the cause is logged anyway."""
+    return not str(record.msg).startswith("returning true from eof_received()")
 
 
 class _as_connection_error:  # noqa: N801 - used as a statement

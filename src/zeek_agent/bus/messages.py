@@ -184,7 +184,7 @@ def read(payload: bytes, kind: type[M]) -> M:
         raise BadMessageError(f"a {kind.__name__} of {len(payload)} bytes, {CONTROL_BYTES_MAX} at most")
     try:
         return msgspec.json.decode(payload, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadMessageError(f"not a {kind.__name__}: {error}") from None
 
 

@@ -85,6 +85,7 @@ class BusSender:
         self._cause: str | None = None
         self._granted_until: float | None = None
         self._wanted: Want | None = None
+        self._wants = 0
         self._wanted_at = 0.0
         self._want_again_at = 0.0
         self._want_pause = grant_seconds

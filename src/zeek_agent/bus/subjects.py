@@ -6,13 +6,17 @@ names are single tokens. The bus carries messages of version 1 of the Zeek Agent
 | Subject | From, to | Payload |
 |---|---|---|
 | `za.v1.all.CLUSTER` | gateways to all agents | `Beacon` |
-| `za.v1.who` | agent to all gateways that have Zeek, request | none; replies are `Beacon`s with their cluster |
+| `za.v1.who.NAME` | agent or operator to all gateways that have Zeek, request | none; `Beacon`s reply |
 | `za.v1.hello.CLUSTER.ID` | agent to one of the gateways, request | `Hello`; the reply is `Welcome` or `Refusal` |
 | `za.v1.up.GATEWAY.ID.SESSION.KIND…` | agent to its gateway | by `Up` |
 | `za.v1.dn.ID.SESSION.KIND` | gateway to agent | by `Down` |
 | `za.v1.dn.ID.r.…` | replies to an agent's requests | |
+| `za.v1.op.NAME.…`, `za.v1.boot.KEY.…` | replies to an operator, and to the holder of an enrolment token | |
 | `za.v1.gw.CLUSTER.KIND…` | among a cluster's gateways | by `Peer` |
-| `za.v1.enrol`, `za.v1.renew.ID` | agent to the enrolment service, requests | |
+| `za.v1.enrol.KEY`, `za.v1.renew.ID` | agent to the enrolment service, requests | |
+
+Whoever asks chooses the subject of the reply, which servers do not check, while those who answer may publish to any
+agent. So every request names the asker in its subject, and a reply goes only to that asker's inbox (`is_reply_to`).
 """
 
 from __future__ import annotations
@@ -28,16 +32,18 @@ from zeek_agent.text import from_bytes, to_bytes
 ROOT: Final = "za.v1"
 GATEWAYS: Final = "gateways"
 """The queue group in which a cluster's gateways receive hellos."""
-WHO: Final = f"{ROOT}.who"
-"""Where agents ask for gateways."""
-ENROL: Final = f"{ROOT}.enrol"
 REPLIES: Final = "r"
 """Stands where the session does in the subjects of replies; no session has this name."""
 TOKEN_CHARACTERS_MAX: Final = 200
 """Longest token. Zeek's own limits on ids are larger than any id in use."""
+SUBJECT_CHARACTERS_MAX: Final = 1_000
+"""Longest subject of a reply; clients make shorter ones."""
 
 _PLAIN: Final = re.compile(rb"[A-Za-z0-9_-]")
+_PLAIN_TOKEN: Final = re.compile(rf"[A-Za-z0-9_-]{{1,{TOKEN_CHARACTERS_MAX}}}")
+"""What all agent ids are that an agent makes itself: each message has one."""
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_BELOW: Final = re.compile(r"[A-Za-z0-9_%-]+(\.[A-Za-z0-9_%-]+)*")
 
 
 class Up(StrEnum):
@@ -110,6 +116,8 @@ def token(text: str) -> str:
 
     Raises UsageError for a text that is empty or gives a token that is too long.
     """
+    if _PLAIN_TOKEN.fullmatch(text):
+        return text
     written = "".join(chr(byte) if _PLAIN.fullmatch(bytes([byte])) else f"%{byte:02X}" for byte in to_bytes(text))
     if not 0 < len(written) <= TOKEN_CHARACTERS_MAX:
         raise UsageError(f"not usable as a name on the bus: {text[:40]!r} ({len(written)} characters there)")
@@ -118,6 +126,8 @@ def token(text: str) -> str:
 
 def text(written: str) -> str:
     """The text of a token. Raises ValueError for one that `token` does not write."""
+    if _PLAIN_TOKEN.fullmatch(written):
+        return written
     read = from_bytes(unquote_to_bytes(written))
     try:
         canonical = token(read)
@@ -131,6 +141,12 @@ def text(written: str) -> str:
 def is_name(name: str) -> bool:
     """Whether a cluster, gateway or session may have this name."""
     return _NAME.fullmatch(name) is not None
+
+
+def is_reply_to(inbox: str, reply: str) -> bool:
+    """Whether a reply at that subject reaches nobody but the owner of the inbox, a prefix of subjects."""
+    rest = reply.removeprefix(f"{inbox}.")
+    return rest != reply and len(reply) <= SUBJECT_CHARACTERS_MAX and _BELOW.fullmatch(rest) is not None
 
 
 def all_agents(cluster: str = "*") -> str:
@@ -176,6 +192,26 @@ def inbox(agent_id: str) -> str:
     return f"{ROOT}.dn.{token(agent_id)}.{REPLIES}"
 
 
+def operator_inbox(name: str) -> str:
+    """Prefix of the subjects to which an operator's requests are answered."""
+    return f"{ROOT}.op.{name}"
+
+
+def bootstrap_inbox(key: str) -> str:
+    """Prefix of the subjects to which the holder of an enrolment token, which has that public key, is answered."""
+    return f"{ROOT}.boot.{key}"
+
+
+def who(name: str = "*") -> str:
+    """Where gateways are asked for by an agent or operator, whose id is a token already; by default all who ask."""
+    return f"{ROOT}.who.{name}"
+
+
+def enrolment(key: str = "*") -> str:
+    """Where agents enrol with the token of that public key; by default with any."""
+    return f"{ROOT}.enrol.{key}"
+
+
 def peers(cluster: str, kind: Peer, agent_id: str | None = None) -> str:
     """Subject of beats and claims among a cluster's gateways; a claim names the agent, and `*` stands for any."""
     named = "" if kind is Peer.BEAT else f".{'*' if agent_id is None else token(agent_id)}"
@@ -187,8 +223,9 @@ def peer(cluster: str, kind: Peer, gateway: str) -> str:
     return f"{ROOT}.gw.{cluster}.{kind}.{gateway}"
 
 
-def renewal(agent_id: str) -> str:
-    return f"{ROOT}.renew.{token(agent_id)}"
+def renewal(agent_id: str | None = None) -> str:
+    """Subject of an agent's renewal; without an agent, of all."""
+    return f"{ROOT}.renew.{'*' if agent_id is None else token(agent_id)}"
 
 
 def read_up(subject: str) -> UpSubject:
@@ -215,6 +252,15 @@ def read_hello(subject: str) -> tuple[str, str]:
         case ["za", "v1", "hello", cluster, agent]:
             return cluster, text(agent)
     raise ValueError(f"not a subject of a hello: {subject[:100]!r}")
+
+
+def read_who(subject: str) -> str:
+    """The token of who asks. Raises ValueError for a subject that `who` does not write."""
+    match subject.split("."):
+        case ["za", "v1", "who", name]:
+            text(name)
+            return name
+    raise ValueError(f"not a question for gateways: {subject[:100]!r}")
 
 
 def read_claim(subject: str) -> str:

@@ -122,6 +122,7 @@ def write_gateway(place: Place, name: str, clusters: Sequence[str], now: float) 
     certificate = signer.client(name, authority.public_key(key), now, now + HOST_SECONDS, GATEWAY_UNIT)
     _write_pair(where / "client", authority.Pair(certificate, key))
     directory.write(where / "ca.pem", _server_ca(place))
+    directory.write(where / "zeek-agent.toml", configurations.gateway(place.fleet(), name, clusters[0]))
 
 
 def make_token(place: Place, *, uses: int, groups: Sequence[str], lifetime_seconds: float, now: float) -> str:

@@ -17,6 +17,7 @@ CLUSTER_PORT: Final = 6222
 HTTPS_PORT: Final = 27_760
 SERVER_HOME: Final = "/var/lib/zeek-agent-nats"
 ENROLMENT_HOME: Final = "/var/lib/zeek-agent-enrolment"
+GATEWAY_HOME: Final = "/etc/zeek-agent-gateway"
 COLLECTOR_HOME: Final = "/etc/zeek-agent-collector"
 RESOLVER_INTERVAL: Final = "30s"
 """A server that missed a revocation, because it was down or cut off, has it after this time at most."""
@@ -165,6 +166,26 @@ client_ca = "{home}/agents-ca.pem"
 ids = "certificate"
 """
 
+_GATEWAY: Final = """\
+# {title}: gateway {name}. Start it with `zeek-agent gateway --config {home}/zeek-agent.toml`.
+[gateway]
+servers = {servers}
+cluster = "{cluster}"
+name = "{name}"
+credentials = "{home}/gateway.creds"
+# Zeek on this host, whose port then needs to listen on loopback only.
+zeek = "ws://127.0.0.1:27759"
+
+[gateway.tls]
+ca_file = "{home}/ca.pem"
+
+# For a collector of the fleet instead of Zeek: gateway.zeek = "wss://HOST:27759"
+[zeek.tls]
+ca_file = "{home}/ca.pem"
+certificate = "{home}/client.pem"
+key = "{home}/client.key"
+"""
+
 _README: Final = """\
 # The fleet {name}
 
@@ -176,7 +197,7 @@ people reach, and copy from it only what the table says, over an encrypted conne
 | `hubs/HOST/` | that hub | `{server_home}/`, owned by the user `nats`; the unit to `/etc/systemd/system/` |
 | `leaves/SITE/` | the server of that site; it dials the hubs, nobody dials it from outside | the same |
 | `enrolment/` | the host of the enrolment service, one per fleet | `{enrolment_home}/`, owned by its user |
-| `gateways/NAME/` | the host of that gateway, next to its Zeek | `gateway.creds` and `ca.pem`: section `gateway` |
+| `gateways/NAME/` | the host of that gateway, next to its Zeek | `{gateway_home}/` |
 | `collector/` | a host with `zeek-agent collector`, for sites without NATS | `{collector_home}/` |
 | `operator/` | who runs commands on the fleet | |
 | `agent/` | every host, unless it enrols: the authority of the servers | |
@@ -256,6 +277,12 @@ def collector(fleet: Fleet) -> str:
     return _COLLECTOR.format(title=f"Fleet {fleet.name}", home=COLLECTOR_HOME)
 
 
+def gateway(fleet: Fleet, name: str, cluster: str) -> str:
+    """The configuration of a gateway."""
+    servers = json.dumps(client_urls(fleet.hubs))
+    return _GATEWAY.format(title=f"Fleet {fleet.name}", name=name, cluster=cluster, servers=servers, home=GATEWAY_HOME)
+
+
 def collector_unit() -> str:
     text = _UNIT.format(
         description="Zeek Agent: collector for enrolled agents",
@@ -278,6 +305,7 @@ def readme(fleet: Fleet) -> str:
         server_home=SERVER_HOME,
         enrolment_home=ENROLMENT_HOME,
         collector_home=COLLECTOR_HOME,
+        gateway_home=GATEWAY_HOME,
         interval=RESOLVER_INTERVAL,
     )
 

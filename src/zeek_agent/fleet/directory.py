@@ -124,11 +124,19 @@ def create(directory: Path) -> None:
     """Create a directory that does not exist or is empty. Raises UsageError for any other."""
     try:
         _make(directory)
+        require_own(directory)
         if any(directory.iterdir()):
             raise UsageError(f"{directory} is not empty: nothing is overwritten")
         directory.chmod(DIRECTORY_MODE)
     except OSError as error:
         raise UsageError(f"cannot create {directory}: {error.strerror}") from None
+
+
+def require_own(directory: Path) -> None:
+    """Raise UsageError for a directory, or a link to one, of another user, who could replace or read what is in it."""
+    for found in (directory.lstat(), directory.stat()):
+        if found.st_uid != os.geteuid():
+            raise UsageError(f"{directory} belongs to another user (uid {found.st_uid}): choose another one")
 
 
 def write(file: Path, text: str) -> None:

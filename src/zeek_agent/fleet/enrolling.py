@@ -97,7 +97,7 @@ def enroll(  # noqa: PLR0917 - what an agent is
     else:
         inbox = roles.inbox(roles.BOOTSTRAP, token.key.public)
         credentials = jwt.credentials(token.user, token.key)
-        answer = asyncio.run(_ask(url, subjects.ENROL, payload, inbox, credentials, context))
+        answer = asyncio.run(_ask(url, subjects.enrolment(token.key.public), payload, inbox, credentials, context))
     granted = _granted(answer, now)
     if ca.strip() not in granted.ca:
         raise ZeekAgentError("the answer has other authorities of servers than the token: it is not used")
@@ -134,6 +134,7 @@ def renew(place: Path, agent_id: str, hostname: str, clock: Callable[[], float] 
 def _prepare(place: Path) -> None:
     try:
         place.mkdir(mode=directory.DIRECTORY_MODE, parents=True, exist_ok=True)
+        directory.require_own(place)
         place.chmod(directory.DIRECTORY_MODE)
     except OSError as error:
         raise ZeekAgentError(f"cannot create {place}: {error.strerror}") from None

@@ -8,8 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import socket
 import ssl
+from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +23,8 @@ from zeek_agent.fleet.messages import ENROL_PATH, MESSAGE_BYTES_MAX, RENEW_PATH
 log = logging.getLogger("zeek_agent.fleet")
 
 CONNECTIONS_MAX: Final = 200
+ACCEPTED_MAX: Final = 2 * CONNECTIONS_MAX
+"""With those that have not made their TLS handshake."""
 TIMEOUT_SECONDS: Final = 10.0
 """For the handshake, and for the request and its answer."""
 HEAD_BYTES_MAX: Final = 8192
@@ -35,7 +40,7 @@ class HttpsServer:
 
     def __init__(self, answer: Answering) -> None:
         self._answer = answer
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
         self._open: dict[asyncio.StreamWriter, None] = {}
         """In the order in which they were opened."""
         self.displaced = 0
@@ -49,31 +54,36 @@ class HttpsServer:
             context.load_cert_chain(certificate, key)
             context.load_verify_locations(client_ca)
             context.verify_mode = ssl.CERT_OPTIONAL
-            self._server = await asyncio.start_server(
-                self._serve,
-                host,
-                port,
-                ssl=context,
-                ssl_handshake_timeout=TIMEOUT_SECONDS,
-                limit=HEAD_BYTES_MAX,
-            )
+            for address in dict.fromkeys(await _addresses(host, port)):
+                server = await asyncio.start_server(
+                    self._serve,
+                    sock=_Listener(*address, self._note_displaced),
+                    ssl=context,
+                    ssl_handshake_timeout=TIMEOUT_SECONDS,
+                    limit=HEAD_BYTES_MAX,
+                )
+                self._servers.append(server)
         except OSError as error:
             raise UsageError(f"cannot serve HTTPS on {host} port {port}: {error.strerror or error}") from None
-        return int(self._server.sockets[0].getsockname()[1])
+        return int(self._servers[0].sockets[0].getsockname()[1])
 
     async def stop(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            await self._server.wait_closed()
+        while self._servers:
+            server = self._servers.pop()
+            server.close()
+            await server.wait_closed()
+
+    def _note_displaced(self) -> None:
+        self.displaced += 1
+        if self.displaced.bit_count() == 1:
+            log.warning("%d connections for enrolment were closed: more than %d", self.displaced, CONNECTIONS_MAX)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if len(self._open) >= CONNECTIONS_MAX:
-            self.displaced += 1
             oldest = next(iter(self._open))
             del self._open[oldest]
             oldest.transport.abort()
-            if self.displaced.bit_count() == 1:
-                log.warning("%d connections for enrolment were closed: more than %d", self.displaced, CONNECTIONS_MAX)
+            self._note_displaced()
         self._open[writer] = None
         try:
             async with asyncio.timeout(TIMEOUT_SECONDS):
@@ -108,6 +118,41 @@ class HttpsServer:
         address = writer.get_extra_info("peername")
         renewing = named if path == RENEW_PATH else None
         return _response(HTTPStatus.OK, await self._answer(payload, str(address[0]), renewing))
+
+
+class _Listener(socket.socket):
+    """A listening socket that shuts down the oldest of too many connections, also those without a TLS handshake."""
+
+    def __init__(self, family: int, address: tuple[Any, ...], on_displaced: Callable[[], None]) -> None:
+        super().__init__(family, socket.SOCK_STREAM)
+        self._accepted: deque[socket.socket] = deque()
+        self._on_displaced = on_displaced
+        try:
+            self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                self.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            self.bind(address)
+        except OSError:
+            self.close()
+            raise
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        connection, address = super().accept()
+        if len(self._accepted) >= ACCEPTED_MAX:
+            self._accepted = deque(one for one in self._accepted if one.fileno() >= 0)
+        if len(self._accepted) >= ACCEPTED_MAX:
+            with suppress(OSError):  # its client has ended it
+                self._accepted.popleft().shutdown(socket.SHUT_RDWR)
+            self._on_displaced()
+        self._accepted.append(connection)
+        return connection, address
+
+
+async def _addresses(host: str, port: int) -> list[tuple[int, tuple[Any, ...]]]:
+    """Family and address of each address of a host."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return [(family, address) for family, _, _, _, address in found]
 
 
 def _common_name(certificate: Any) -> str | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from zeek_agent.bus import subjects
+from zeek_agent.bus.limits import Limits
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.fleet import authority, jwt, messages, roles
 from zeek_agent.fleet.authority import Authority
@@ -29,10 +29,12 @@ SHARED_PER_SECOND: Final = 20.0
 KEY_REQUESTS: Final = 20
 KEY_PER_SECOND: Final = 1 / 6
 """The same of an agent's key."""
+LOG_LINES: Final = 100
+LOG_LINES_PER_SECOND: Final = 1.0
+"""Refusals that are logged at once, and per second."""
+LOGGED: Final = "log"
 SOURCE_CHARACTERS: Final = 120
 """Of a reply subject in a log line."""
-SOURCES_MAX: Final = 10_000
-"""Addresses, tokens and keys whose requests are counted; those that were counted last."""
 
 
 class RefusedError(Exception):
@@ -62,27 +64,48 @@ class Enrolment:
         self._limits = Limits()
         self.granted = 0
         self.refused = 0
+        self._unlogged = 0
 
-    def answer(self, payload: bytes, source: str, *, renewing: str | None = None, address: str | None = None) -> bytes:
+    def answer(
+        self,
+        payload: bytes,
+        source: str,
+        *,
+        renewing: str | None = None,
+        token: str | None = None,
+        address: str | None = None,
+    ) -> bytes:
         """The answer to a request from `source`, for the log; `renewing` is the id that the transport has proved.
 
-        Without that, it is an enrolment, which needs a token. `address` is the network address, if it is known.
+        Without that, it is an enrolment, which needs a token: the one of which the transport has proved the public key
+        `token`, if it has. `address` is the network address, if it is known.
         """
         agent_id = "?" if renewing is None else renewing
         try:
             request = _opened(payload)
             agent_id = request.agent_id
+            if token is not None and request.token != token:
+                raise RefusedError("the request is signed with another token", "bad_request")
             self._limit(request, address)
             answer: Answer = self._decide(request, source, renewing)
         except RefusedError as refusal:
-            self.refused += 1
-            log.warning("refused agent %s from %s: %s (%s)", visible(clipped(agent_id)), source, refusal, refusal.code)
+            self.refuse(agent_id, source, f"{refusal} ({refusal.code})")
             answer = Refused(refusal.code, str(refusal), self._clock())
         except ZeekAgentError as error:
             self.refused += 1
             log.error("agent %s from %s cannot be answered: %s", visible(clipped(agent_id)), source, error)
             answer = Refused("busy", "the enrolment service has a fault: see its log", self._clock())
         return messages.encode(answer)
+
+    def refuse(self, agent_id: str, source: str, reason: str) -> None:
+        """Count a refusal, and log it: at a bounded rate, because anybody can cause it."""
+        self.refused += 1
+        if not self._limits.permit(LOGGED, LOG_LINES, LOG_LINES_PER_SECOND, self._clock()):
+            self._unlogged += 1
+            return
+        more = f"; {self._unlogged:,} refusals before it were not logged" if self._unlogged else ""
+        self._unlogged = 0
+        log.warning("refused agent %s from %s: %s%s", visible(clipped(agent_id)), source, visible(reason), more)
 
     def _limit(self, request: Request, address: str | None) -> None:
         now = self._clock()
@@ -173,23 +196,6 @@ class Enrolment:
                 "id_taken",
             )
         return holder
-
-
-class Limits:
-    """Counts the requests of each source. A source has as many at once as its size, and regains them over time."""
-
-    def __init__(self) -> None:
-        self._sources: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def permit(self, source: str, size: float, per_second: float, now: float) -> bool:
-        """Whether one more request of the source is permitted, which is counted."""
-        level, last = self._sources.pop(source, (size, now))
-        level = min(size, level + max(0.0, now - last) * per_second)
-        permitted = level >= 1
-        self._sources[source] = (level - permitted, now)
-        if len(self._sources) > SOURCES_MAX:
-            self._sources.popitem(last=False)
-        return permitted
 
 
 def _opened(payload: bytes) -> Request:

@@ -123,7 +123,7 @@ def read(token: str) -> Claims:
         header = msgspec.json.decode(_unbase64(head), type=dict[str, str])
         claims = msgspec.json.decode(_unbase64(body), type=Claims)
         signed = _unbase64(signature)
-    except (ValueError, binascii.Error, msgspec.DecodeError):
+    except (ValueError, binascii.Error, msgspec.DecodeError, RecursionError):
         raise ValueError("not a token of NATS") from None
     kind = _ISSUERS.get(claims.iss[:1])
     if header.get("alg") != "ed25519-nkey" or kind is None:

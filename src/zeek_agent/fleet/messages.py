@@ -103,7 +103,7 @@ def read_answer(payload: bytes) -> Answer:
         raise BadMessageError("the answer is too long")
     try:
         answer: Answer = msgspec.json.decode(payload, type=Granted | Refused)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadMessageError(f"not an answer of the enrolment service: {error}") from None
     return answer
 
@@ -117,5 +117,5 @@ def _read(payload: bytes, kind: type[_T]) -> _T:
         raise BadMessageError("the request is too long")
     try:
         return msgspec.json.decode(payload, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadMessageError(f"not a request: {error}") from None

@@ -77,7 +77,7 @@ async def _confirmations(hub: Link, token: str, number: int) -> set[str]:
     async def receive(message: Received) -> None:
         try:
             answer = msgspec.json.decode(message.payload, type=_Confirmation)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             return  # of another version: not a confirmation
         if answer.data is not None and answer.data.code == 200:
             names.add(answer.server.name)

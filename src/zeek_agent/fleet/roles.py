@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from zeek_agent.bus import messages
-from zeek_agent.bus.subjects import ENROL, REPLIES, ROOT
+from zeek_agent.bus import messages, subjects
+from zeek_agent.bus.subjects import REPLIES, ROOT
 
 AGENT: Final = "agent"
 GATEWAY: Final = "gateway"
@@ -24,7 +24,8 @@ GROUP: Final = "group"
 CLUSTER: Final = "cluster"
 """Tags: the groups of an agent, the clusters of a gateway or leaf."""
 
-_WHO: Final = f"{ROOT}.who"
+_NAME: Final = "{{name()}}"
+_KEY: Final = "{{subject()}}"
 _AGENT_PAYLOAD: Final = messages.BATCH_BYTES_MAX + 64 * 1024
 """With headers; gateways end the session of an agent whose batch is longer than `BATCH_BYTES_MAX`."""
 _UNLIMITED: Final = -1
@@ -54,7 +55,7 @@ TEMPLATES: Final[Mapping[str, Mapping[str, Any]]] = {
             f"{ROOT}.up.*.{{{{name()}}}}.>",
             f"{ROOT}.hello.*.{{{{name()}}}}",
             f"{ROOT}.renew.{{{{name()}}}}",
-            _WHO,
+            subjects.who(_NAME),
         ),
         (f"{ROOT}.dn.{{{{name()}}}}.>", f"{ROOT}.all.>", f"{ROOT}.g.{{{{tag({GROUP})}}}}"),
         subscriptions=200,
@@ -71,24 +72,27 @@ TEMPLATES: Final[Mapping[str, Mapping[str, Any]]] = {
             f"{ROOT}.hello.{{{{tag({CLUSTER})}}}}.*",
             f"{ROOT}.up.{{{{name()}}}}.>",
             f"{ROOT}.gw.{{{{tag({CLUSTER})}}}}.>",
-            _WHO,
+            subjects.who(),
         ),
     ),
     ENROLMENT: _template(
         (f"{ROOT}.boot.*.>", f"{ROOT}.dn.*.{REPLIES}.>"),
-        (ENROL, f"{ROOT}.renew.*"),
+        (subjects.enrolment(), subjects.renewal()),
     ),
     BOOTSTRAP: _template(
-        (ENROL,), (f"{ROOT}.boot.{{{{subject()}}}}.>",), subscriptions=2, payload=messages.CONTROL_BYTES_MAX
+        (subjects.enrolment(_KEY),),
+        (f"{subjects.bootstrap_inbox(_KEY)}.>",),
+        subscriptions=2,
+        payload=messages.CONTROL_BYTES_MAX,
     ),
-    OPERATOR: _template((_WHO,), (f"{ROOT}.op.{{{{name()}}}}.>", f"{ROOT}.all.>")),
+    OPERATOR: _template((subjects.who(_NAME),), (f"{subjects.operator_inbox(_NAME)}.>", f"{ROOT}.all.>")),
     LEAF: _template(
         (
             f"{ROOT}.up.>",
             f"{ROOT}.hello.{{{{tag({CLUSTER})}}}}.*",
-            f"{ROOT}.renew.*",
-            _WHO,
-            ENROL,
+            subjects.renewal(),
+            subjects.who(),
+            subjects.enrolment(),
         ),
         (
             f"{ROOT}.dn.>",
@@ -110,7 +114,7 @@ SYSTEM_OF_A_LEAF: Final[Mapping[str, Any]] = {
 
 def inbox(role: str, name: str) -> str:
     """Prefix of the subjects at which answers to the requests of a user arrive."""
-    return f"{ROOT}.{'boot' if role == BOOTSTRAP else 'op'}.{name}"
+    return subjects.bootstrap_inbox(name) if role == BOOTSTRAP else subjects.operator_inbox(name)
 
 
 def tags(kind: str, values: Sequence[str]) -> tuple[str, ...]:

@@ -7,13 +7,13 @@ import logging
 import ssl
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from typing import Final
+from typing import Final, NamedTuple
 
 from zeek_agent.bus import link, subjects
 from zeek_agent.bus.link import Received
 from zeek_agent.destination import parse_listen
 from zeek_agent.errors import UsageError, ZeekAgentError
-from zeek_agent.fleet import directory, issuing, roles
+from zeek_agent.fleet import directory, issuing, nkey, roles
 from zeek_agent.fleet.directory import Place
 from zeek_agent.fleet.https import HttpsServer
 from zeek_agent.fleet.issuing import Enrolment, Issuer
@@ -150,18 +150,28 @@ class Service:
             task.add_done_callback(pending.discard)
 
         async def reply(message: Received) -> None:
-            renewing = _renewing(message.subject)
+            try:
+                asker = _asker(message.subject)
+            except ValueError as error:
+                self._enrolment.refuse("?", "the bus", str(error))
+                return
+            if not subjects.is_reply_to(asker.inbox, message.reply):
+                what = f"it asks for the reply at {message.reply[: issuing.SOURCE_CHARACTERS]!r}, not in its own inbox"
+                self._enrolment.refuse(asker.agent_id or asker.token or "?", "the bus", what)
+                return
             source = f"the bus ({message.reply[: issuing.SOURCE_CHARACTERS]})"
-            answer = await self._answer(lambda: self._enrolment.answer(message.payload, source, renewing=renewing))
-            if answer is not None and message.reply:
+            answer = await self._answer(
+                lambda: self._enrolment.answer(message.payload, source, renewing=asker.agent_id, token=asker.token)
+            )
+            if answer is not None:
                 try:
                     await bus.publish(message.reply, answer)
                 except ConnectionError as error:
                     log.debug("an answer was lost: %s", error)
 
         try:
-            await bus.subscribe(subjects.ENROL, receive, queue="enrolment")
-            await bus.subscribe(f"{subjects.ROOT}.renew.*", receive, queue="enrolment")
+            await bus.subscribe(subjects.enrolment(), receive, queue="enrolment")
+            await bus.subscribe(subjects.renewal(), receive, queue="enrolment")
             await bus.flush()
             self.connected.set()
             log.info("enrolment over the bus, by %s", bus.server)
@@ -172,15 +182,23 @@ class Service:
             await bus.close()
 
 
-def _renewing(subject: str) -> str | None:
-    """The agent id of a renewal's subject, which only that agent may publish to; None for an enrolment."""
-    token = subject.removeprefix(f"{subjects.ROOT}.renew.")
-    if token == subject:
-        return None
-    try:
-        return subjects.text(token)
-    except ValueError:
-        return ""  # nobody has this id
+class _Asker(NamedTuple):
+    """Who has published a request, as its subject proves: an agent, or the holder of the token with that public key."""
+
+    inbox: str
+    agent_id: str | None = None
+    token: str | None = None
+
+
+def _asker(subject: str) -> _Asker:
+    """Raises ValueError for another subject."""
+    match subject.split("."):
+        case ["za", "v1", "renew", agent]:
+            agent_id = subjects.text(agent)
+            return _Asker(subjects.inbox(agent_id), agent_id)
+        case ["za", "v1", "enrol", key] if nkey.decoded(key) is not None:
+            return _Asker(subjects.bootstrap_inbox(key), token=key)
+    raise ValueError(f"not a subject of a request: {subject[:100]!r}")
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Coroutine
+from collections import Counter
+from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
 from zeek_agent.bus import messages, subjects
+from zeek_agent.bus.limits import Limits
 from zeek_agent.bus.link import Received
 from zeek_agent.bus.messages import (
     CLONE_SECONDS,
@@ -41,8 +43,14 @@ log = logging.getLogger(__name__)
 
 PENDING_MAX: Final = 2_000
 """Hellos and claims that are being decided; others are refused for a while."""
+PENDING_PER_AGENT: Final = 3
+HELLOS: Final = 20
+HELLOS_PER_SECOND: Final = 0.5
+"""Hellos of one agent at once, and per second: each ends its session and has Zeek send all queries. Also of `who`."""
 BUSY_SECONDS: Final = 5.0
 FULL_SECONDS: Final = 60.0
+RESERVED_IDS: Final = frozenset({"all", "linux", "darwin", "windows"})
+"""Groups of Zeek's topics, which is why Zeek's package refuses these ids, too."""
 CLONE_WAIT_SECONDS: Final = 300.0
 """A refused clone may try again after this time."""
 RIVAL_SECONDS: Final = 1.0
@@ -58,6 +66,8 @@ class Admission:
         self._downlink = downlink
         self._tasks: set[asyncio.Task[None]] = set()
         self._turns: dict[str, asyncio.Lock] = {}
+        self._pending: Counter[str] = Counter()
+        self._limits = Limits()
         self.began = core.monotonic()
         """When the connection to the bus began."""
 
@@ -70,28 +80,45 @@ class Admission:
 
     async def receive_hello(self, received: Received) -> None:
         core = self._core
-        if not received.reply:
-            return
         try:
             cluster, agent_id = subjects.read_hello(received.subject)
             hello = messages.read(received.payload, Hello)
         except (ValueError, BadMessageError) as error:
             core.refusals.note(Cause.MALFORMED, "?", str(error))
             return
-        if cluster != core.cluster:
+        if cluster != core.cluster or not core.answers_to(subjects.inbox(agent_id), received.reply, agent_id):
             return
         if not core.is_ready:
             self._answer(received.reply, Refusal("the gateway has no Zeek", RIVAL_SECONDS))
-        elif len(self._tasks) >= PENDING_MAX:
-            core.refusals.note(Cause.FULL, agent_id, f"{PENDING_MAX:,} hellos are being decided")
+        elif fault := unusable(agent_id, hello.groups):
+            core.refusals.note(Cause.AGENT, agent_id, fault)
+            self._answer(received.reply, Refusal(fault, CLONE_WAIT_SECONDS))
+        elif not self._limits.permit(agent_id, HELLOS, HELLOS_PER_SECOND, core.monotonic()):
+            core.refusals.note(Cause.FLOOD, agent_id, "says hello too often")
+            self._answer(received.reply, Refusal("the agent says hello too often", FULL_SECONDS))
+        elif len(self._tasks) >= PENDING_MAX or self._pending[agent_id] >= PENDING_PER_AGENT:
+            core.refusals.note(Cause.FULL, agent_id, f"{len(self._tasks):,} hellos are being decided")
             self._answer(received.reply, Refusal("the gateway is busy", BUSY_SECONDS))
         else:
+            self._pending[agent_id] += 1
             self._start(self._decide(agent_id, hello, received.reply))
 
     async def receive_who(self, received: Received) -> None:
-        """An agent looks for gateways."""
+        """An agent or operator looks for gateways."""
         core = self._core
-        if received.reply and core.is_ready:
+        try:
+            name = subjects.read_who(received.subject)
+        except ValueError as error:
+            core.refusals.note(Cause.MALFORMED, "?", str(error))
+            return
+        if not self._limits.permit(f"who {name}", HELLOS, HELLOS_PER_SECOND, core.monotonic()):
+            core.refusals.note(Cause.FLOOD, name, "asks for gateways too often")
+            return
+        is_operators = subjects.is_reply_to(subjects.operator_inbox(name), received.reply)
+        agent_id = subjects.text(name)
+        if not is_operators and not core.answers_to(subjects.inbox(agent_id), received.reply, agent_id):
+            return
+        if core.is_ready:
             self._answer(received.reply, Beacon(core.name, cluster=core.cluster))
 
     async def _decide(self, agent_id: str, hello: Hello, reply: str) -> None:
@@ -108,7 +135,9 @@ class Admission:
                 session = self._open(agent_id, hello)
                 self._answer(reply, self._downlink.welcome(session))
         finally:
-            if not turn.locked():
+            self._pending[agent_id] -= 1
+            if not self._pending[agent_id]:
+                del self._pending[agent_id]
                 self._turns.pop(agent_id, None)
 
     async def _objection(self, agent_id: str, hello: Hello) -> Refusal | None:
@@ -206,7 +235,11 @@ class Admission:
         except (ValueError, BadMessageError) as error:
             core.refusals.note(Cause.MALFORMED, "?", f"claim of a gateway: {error}")
             return
-        if claim.gateway != core.name and received.reply:
+        if not subjects.is_name(claim.gateway):
+            core.refusals.note(Cause.MALFORMED, agent_id, f"claim of a gateway: not a name: {claim.gateway}")
+            return
+        inbox = subjects.peer(core.cluster, Peer.REPLY, claim.gateway)
+        if claim.gateway != core.name and core.answers_to(inbox, received.reply, agent_id):
             self._start(self._answer_claim(agent_id, claim, received.reply))
 
     async def _answer_claim(self, agent_id: str, claim: Claim, reply: str) -> None:
@@ -234,8 +267,10 @@ class Admission:
         self._core.peers.answered(agent_id, answer)
 
     async def receive_ping(self, received: Received) -> None:
-        if received.reply:
-            self._core.outbox.put(received.reply)
+        core = self._core
+        replies = subjects.peer(core.cluster, Peer.REPLY, "").removesuffix(".")
+        if core.answers_to(replies, received.reply, "?"):
+            core.outbox.put(received.reply)
 
     async def receive_beat(self, received: Received) -> None:
         """Another gateway is there."""
@@ -285,6 +320,18 @@ class Admission:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a hello was not decided: %s", error, exc_info=error)
+
+
+def unusable(agent_id: str, groups: Sequence[str]) -> str | None:
+    """Why an agent with this id and these groups gets no session; None if it may.
+
+    The id and each group are parts of Zeek's topics. With a slash, or with the name of a group as its id, an agent
+    could receive what is for another one.
+    """
+    if "/" in agent_id or agent_id.lower() in RESERVED_IDS:
+        return f"no agent may have the id {clipped(agent_id)}"
+    wrong = next((group for group in groups if "/" in group), None)
+    return None if wrong is None else f"a group on the bus has no slash in its name: {clipped(wrong)}"
 
 
 class SameNameError(ZeekAgentError):

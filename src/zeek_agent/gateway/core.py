@@ -84,6 +84,14 @@ class Core:
         payload = b"" if message is None else messages.encode(message)
         self.outbox.put(subjects.down(session.agent_id, session.name, kind), payload)
 
+    def answers_to(self, inbox: str, reply: str, asker: str) -> bool:
+        """Whether a request that has this reply subject may be answered: only in the inbox of who asks."""
+        if subjects.is_reply_to(inbox, reply):
+            return True
+        if reply:
+            self.refusals.note(Cause.REPLY, asker, f"asks for a reply at {reply}")
+        return False
+
     def grant(self) -> list[AgentSession]:
         """Give credit to those whose turn it is, and return them; the caller notifies them."""
         return [] if not self.is_ready else list(self.credits.grants(self.monotonic()))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from typing import Final
 
 import msgspec
@@ -38,6 +39,8 @@ COLLECTOR_HELLO_SECONDS: Final = 60.0
 """Longest interval of hellos to a collector, which takes an agent for offline after three times as long."""
 HELLO_REPLY_SECONDS: Final = 1.0
 """The first hello of a Zeek instance later than this after an agent's means that it has missed that."""
+CHANGE_SECONDS: Final = 1.0
+"""Shortest time between hellos of an agent that go to Zeek, which replies to each with all queries."""
 FIRST_HELLO_SECONDS: Final = 1.0
 """Wait for Zeek's features after the connection, before hellos are sent."""
 NUMBERS_SKIPPED: Final = 1_000
@@ -110,6 +113,7 @@ class Downlink:
         """An agent has said hello: keep it, and pass it on if Zeek needs it."""
         core = self._core
         before, session.hello = session.hello, self._shared(hello)
+        session.hello_received = core.monotonic()
         is_same = before is not None and (before.fields, before.features) == (hello.fields, hello.features)
         if session in core.hellos:
             core.counters.agent_hellos["absorbed"] += 1  # it is sent with the others
@@ -117,7 +121,17 @@ class Downlink:
             core.hellos.add(session)
         elif is_same and core.monotonic() - session.hello_at < self._interval - BEAT_SECONDS:
             core.counters.agent_hellos["absorbed"] += 1
+        elif (wait := session.hello_at + CHANGE_SECONDS - core.monotonic()) > 0:
+            core.counters.agent_hellos["absorbed"] += 1
+            if not session.hello_waits:
+                session.hello_waits = True
+                asyncio.get_running_loop().call_later(wait, self._send_changed, session)
         else:
+            self._send_hello(session, "forwarded")
+
+    def _send_changed(self, session: AgentSession) -> None:
+        session.hello_waits = False
+        if not session.ended and session.hello_id and self._core.zeek.ack is not None:
             self._send_hello(session, "forwarded")
 
     @property
@@ -129,7 +143,7 @@ class Downlink:
         """The hello with texts that many agents have, such as their tables, only once in memory."""
         text = self._core.texts.text
         features = None if hello.features is None else tuple(map(text, hello.features))
-        return CheckedHello(tuple(map(text, hello.fields)), features, hello.uptime)
+        return replace(hello, fields=tuple(map(text, hello.fields)), features=features)
 
     def _send_hello(self, session: AgentSession, how: str) -> None:
         core = self._core
@@ -140,7 +154,8 @@ class Downlink:
         via = core.via
         session.hello_at, session.hello_via = core.monotonic(), via is not None
         core.counters.agent_hellos[how] += 1
-        context = Context(session.agent_id, core.clock(), session.hello_id)
+        host_time = session.hello.host_time + (session.hello_at - session.hello_received)
+        context = Context(session.agent_id, host_time, session.hello_id)
         core.zeek.put([session.hello.write(context, via)])
 
     async def receive(self, raw: bytes, message: Message) -> None:

@@ -24,6 +24,8 @@ from zeek_agent.zeek.protocol import AgentError, AgentHello, AgentShutdown, Cont
 
 FIELDS_MAX: Final = 32
 """Fields of a hello; those of today are 14."""
+HELLO_BYTES_MAX: Final = 64 * 1024
+"""Longest hello, which the gateway keeps; one with all tables has 8 KB."""
 _VIA: Final = f"{protocol.VIA}/"
 _RESPONSES: Final = "/zeek-agent/response/"
 _OBJECTS: Final = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
@@ -40,12 +42,16 @@ class CheckedFrame:
 
 @dataclass(frozen=True, slots=True)
 class CheckedHello:
-    """An agent's hello: its encoded fields, of which `features` and the uptime are left out."""
+    """An agent's hello: its encoded fields, of which `features` and the uptime are left out.
+
+    `host_time` is the agent's, in seconds since the epoch.
+    """
 
     fields: tuple[str, ...]
     features: tuple[str, ...] | None
     """None if the hello has no such field, as for Broker's own server."""
     uptime: str
+    host_time: float
 
     def record(self, uptime_index: int, features_index: int, *, via: str | None) -> str:
         """The encoded columns, with `via/GATEWAY` among the features if a gateway is given."""
@@ -93,7 +99,7 @@ def check(raw: bytes, agent_id: str, queries: SentQueries, now: float) -> Checke
         match event:
             case AgentHello():
                 _require_all(instance, message.event)
-                return _hello(event, agent_id)
+                return _hello(event, agent_id, len(raw))
             case AgentShutdown():
                 _require_all(instance, message.event)
                 return CheckedFrame(protocol.agent_shutdown(_plain(context)).encode(), is_shutdown=True)
@@ -151,8 +157,10 @@ def _timestamp(context: Context) -> None:
         raise ProtocolError(f"not a time: {context.host_time}")
 
 
-def _hello(event: AgentHello, agent_id: str) -> CheckedHello:
+def _hello(event: AgentHello, agent_id: str, size_bytes: int) -> CheckedHello:
     _timestamp(event.context)
+    if size_bytes > HELLO_BYTES_MAX:
+        raise ProtocolError(f"hello of {size_bytes:,} bytes, {HELLO_BYTES_MAX:,} at most")
     columns = event.columns.data
     has_broker = len(columns) > protocol.BROKER_INDEX and isinstance(columns[protocol.BROKER_INDEX], broker_json.String)
     names = protocol.HELLO_FIELDS_BROKER if has_broker else protocol.HELLO_FIELDS
@@ -171,7 +179,7 @@ def _hello(event: AgentHello, agent_id: str) -> CheckedHello:
             _name(name, "feature")
         del fields[len(names)]
     uptime = fields.pop(names.index("uptime"))
-    return CheckedHello(tuple(fields), features, uptime)
+    return CheckedHello(tuple(fields), features, uptime, event.context.host_time)
 
 
 def _error(event: AgentError, instance: str, queries: SentQueries, now: float) -> CheckedFrame:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from zeek_agent import __version__, destination
 from zeek_agent.bus import link as bus_link
 from zeek_agent.bus import subjects
+from zeek_agent.bus.credentials import claims
 from zeek_agent.bus.link import Link, NoListenerError
 from zeek_agent.bus.messages import BEAT_SECONDS, PEER_BEAT_SECONDS, SILENCE_SECONDS, Again
 from zeek_agent.bus.subjects import Down, Peer
@@ -62,7 +63,8 @@ class Gateway:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        name = settings.name or name_of_host(hostname)
+        holder = _holder(settings)
+        name = settings.name or holder or name_of_host(hostname)
         cluster = settings.cluster
         if not settings.servers:
             raise UsageError("gateway.servers: no NATS server is set (--nats nats://host:4222)")
@@ -71,6 +73,8 @@ class Gateway:
         for setting, text in (("cluster", cluster), ("name", name)):
             if not subjects.is_name(text):
                 raise UsageError(f"gateway.{setting}: only letters, digits, - and _, at most 64: {clipped(text)!r}")
+        if holder not in (None, name):
+            raise UsageError(_OTHER_NAME.format(file=settings.credentials, holder=clipped(holder or ""), name=name))
         for server in settings.servers:
             if _SERVER.fullmatch(server) is None:
                 raise UsageError(f"gateway.servers: not a NATS server: {clipped(server)!r}; write nats://host:port")
@@ -99,7 +103,7 @@ class Gateway:
         """Whether agents may have sessions of an earlier life of the gateway, which the next beacon ends."""
         self._departed: dict[str, float] = {}
         self._server_error: str | None = None
-        self._bus_reconnects = self._bus_dropped = 0
+        self._bus_reconnects = self._bus_dropped = self._problems = 0
         self._fatal: asyncio.Future[None] | None = None
 
     @property
@@ -200,9 +204,10 @@ class Gateway:
             settings.servers,
             name=f"{APPLICATION}/{core.name}",
             inbox=subjects.peer(core.cluster, Peer.REPLY, f"{core.name}.inbox"),
-            credentials=await asyncio.to_thread(_credentials, settings),
+            credentials=await asyncio.to_thread(_credentials, settings, core.name),
             tls=self._tls,
             tls_hostname=settings.tls.server_name,
+            on_problem=self._note_problem,
         )
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         sender: asyncio.Task[None] | None = None
@@ -233,6 +238,13 @@ class Gateway:
             with suppress(ConnectionError):
                 await link.close()
 
+    def _note_problem(self, problem: str) -> None:
+        """Log the first, tenth, hundredth… problem that the server reports, or a handler has."""
+        self._problems += 1
+        is_power_of_ten = str(self._problems).rstrip("0") == "1"
+        level = logging.WARNING if is_power_of_ten else logging.DEBUG
+        log.log(level, "the bus reports a problem: %s (%d times)", problem, self._problems)
+
     async def _subscribe(self, link: Link, failed: asyncio.Future[None]) -> None:
         """Everything but hellos, which are only for gateways that have Zeek."""
         core, admission = self._core, self._admission
@@ -245,7 +257,7 @@ class Gateway:
                     failed.set_exception(error)
 
         await link.subscribe(subjects.all_up(core.name), self._uplink.receive)
-        await link.subscribe(subjects.WHO, admission.receive_who)
+        await link.subscribe(subjects.who(), admission.receive_who)
         await link.subscribe(subjects.peers(core.cluster, Peer.BEAT), beat)
         await link.subscribe(subjects.peers(core.cluster, Peer.CLAIM), admission.receive_claim)
         await link.subscribe(subjects.peer(core.cluster, Peer.PING, core.name), admission.receive_ping)
@@ -381,8 +393,27 @@ class Gateway:
         )
 
 
-def _credentials(settings: GatewaySettings) -> str | None:
-    """The text of the credentials' file. Raises UsageError if it cannot be read."""
+_OTHER_NAME: Final = (
+    "gateway.credentials: {file} is for the gateway {holder!r}, not {name!r}, which it does not let receive anything: "
+    "set gateway.name, or use the file of that gateway"
+)
+
+
+def _holder(settings: GatewaySettings) -> str | None:
+    """The name in the credentials, None without any. Raises UsageError if they cannot be read."""
+    text = _read_credentials(settings)
+    return None if text is None else claims(text).name
+
+
+def _credentials(settings: GatewaySettings, name: str) -> str | None:
+    """The text of the credentials' file, which may have changed. Raises UsageError if the gateway cannot use it."""
+    text = _read_credentials(settings)
+    if text is not None and (holder := claims(text).name) != name:
+        raise UsageError(_OTHER_NAME.format(file=settings.credentials, holder=clipped(holder), name=name))
+    return text
+
+
+def _read_credentials(settings: GatewaySettings) -> str | None:
     if settings.credentials is None:
         return None
     try:

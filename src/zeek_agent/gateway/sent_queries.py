@@ -27,10 +27,12 @@ class QueryTexts:
     """Shares equal queries among agents, since Zeek sends each of them to thousands."""
 
     KEPT: Final = 10_000
+    CHARACTERS_KEPT: Final = 8 * 1024 * 1024
 
     def __init__(self) -> None:
         self._queries: dict[SentQuery, SentQuery] = {}
         self._texts: dict[str, str] = {}
+        self._characters = 0
 
     def query(self, event: InstallQuery) -> SentQuery:
         if len(self._queries) >= self.KEPT:
@@ -39,9 +41,14 @@ class QueryTexts:
         return self._queries.setdefault(query, query)
 
     def text(self, text: str) -> str:
-        if len(self._texts) >= self.KEPT:
+        if (known := self._texts.get(text)) is not None:
+            return known
+        if len(self._texts) >= self.KEPT or self._characters + len(text) > self.CHARACTERS_KEPT:
             self._texts.clear()
-        return self._texts.setdefault(text, text)
+            self._characters = 0
+        self._characters += len(text)
+        self._texts[text] = text
+        return text
 
 
 class SentQueries:

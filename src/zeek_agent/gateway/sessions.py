@@ -42,9 +42,13 @@ class AgentSession:
     held_until: float = 0.0
     """Until when the agent gets no acknowledgement and no credit, because of its limits."""
     hello: CheckedHello | None = None
+    hello_received: float = 0.0
+    """When the agent said it."""
     hello_id: str = ""
     """Empty until the first hello on this connection to Zeek."""
     hello_at: float = float("-inf")
+    hello_waits: bool = False
+    """Whether a changed hello is sent in a moment."""
     hello_via: bool = False
     """Whether the last hello had the feature `via/GATEWAY`."""
     is_told_back: bool = True

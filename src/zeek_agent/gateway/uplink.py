@@ -50,7 +50,7 @@ class Uplink:
             case Up.WANT:
                 self._want(session, received.payload)
             case Up.BEAT:
-                if received.reply:
+                if core.answers_to(subjects.inbox(session.agent_id), received.reply, session.agent_id):
                     core.outbox.put(received.reply)
             case Up.BYE:
                 core.end(session, "bye")

@@ -161,6 +161,7 @@ class ZeekSide:
             self._sent_bytes += self._sender.sent_bytes
             self._sender = None
         self._queue.clear()
+        self._queued.clear()
         self._in_flight.clear()
         if self.ack is not None:
             self.ack = None

@@ -183,7 +183,7 @@ async def _gateways(link: Link, agent_id: str) -> Check:
 
     replies = f"{subjects.inbox(agent_id)}.doctor"
     await link.subscribe(replies, heard)
-    await link.publish(subjects.WHO, reply=replies)
+    await link.publish(subjects.who(subjects.token(agent_id)), reply=replies)
     await asyncio.sleep(_ANSWER_SECONDS)
     if not found:
         return Check("gateways", "warn", "none answers", "start `zeek-agent gateway` next to Zeek, or check its log")
