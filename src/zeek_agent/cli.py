@@ -570,21 +570,33 @@ def gateway(given: Given, *, zeek: str | None, servers: Sequence[str], cluster: 
 
     The gateway speaks for all its agents over one WebSocket. It needs no state: several gateways of one cluster share
     the agents, and if one ends, its agents move to the others.
+
+    SIGHUP reads the configuration again, and applies the limits on agents and the log level.
     """
+    from zeek_agent.signals import HangupSignal
+
+    hangup = HangupSignal()
     import asyncio
 
     from zeek_agent.gateway_program import run_gateway
     from zeek_agent.reload import Loaded
 
-    warnings: list[str] = []
     flags = {
         "gateway.zeek": zeek,
         "gateway.servers": tuple(servers) or None,
         "gateway.cluster": cluster,
         "gateway.name": name,
     }
-    config, origins = given.load(flags, warnings.append)
-    asyncio.run(run_gateway(Loaded(config, origins, warnings)))
+
+    def load() -> Loaded:
+        warnings: list[str] = []
+        config, origins = given.load(flags, warnings.append)
+        return Loaded(config, origins, warnings)
+
+    try:
+        asyncio.run(run_gateway(load, hangup))
+    finally:
+        hangup.ignore()
 
 
 @commands.command()

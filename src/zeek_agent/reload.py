@@ -30,6 +30,19 @@ LIVE_IN_COLLECTOR: Final = (
 )
 """Those of them that it can change while it runs."""
 
+OF_GATEWAY: Final = ("gateway.", "metrics.", "log.", "zeek.")
+"""Beginnings of the names of settings that `zeek-agent gateway` uses."""
+LIVE_IN_GATEWAY: Final = (
+    "gateway.agents_max",
+    "gateway.bytes_per_second",
+    "gateway.drain_per_second",
+    "gateway.hello_interval",
+    "gateway.queries_max",
+    "gateway.rows_per_second",
+    "log.level",
+)
+"""Those of them that it can change while it runs; those of agents are for sessions that begin later."""
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:

@@ -323,6 +323,19 @@ async def test_another_gateway_takes_over_from_one_that_is_gone(server: NatsServ
         assert "is gone" in one.row().last_error
 
 
+async def test_a_batch_that_no_gateway_receives_ends_the_session_at_once(server: NatsServer) -> None:
+    slow = Times(beat=60.0, silence=200.0, probe=200.0, tick=60.0)
+    async with scripted_gateway(server.url, name="gw2", beacons=False) as second, agent(server.url, times=slow) as one:
+        await second.leave()
+        async with scripted_gateway(server.url) as first:
+            client = await first.client()
+            await client.install("q1", query(schedule=0.05, subscription=Subscription.SNAPSHOTS))
+            await client.expect(ResultRow)
+            await second.start()
+        await (await second.client()).expect(AgentHello)
+        assert "is gone" in one.row().last_error
+
+
 async def test_an_agent_moves_when_a_beacon_names_its_gateway_as_gone(server: NatsServer) -> None:
     slow = Times(beat=60.0, silence=200.0)
     async with scripted_gateway(server.url) as gateway, agent(server.url, times=slow):

@@ -112,3 +112,15 @@ async def test_a_grant_for_a_cancelled_batch_is_not_used_for_a_larger_one() -> N
         one.grant(Grant(number=bus.wants[-1].number))
         await larger
         assert bus.batches == [LARGER]
+
+
+async def test_a_closed_sender_withdraws_nothing() -> None:
+    async with sender() as (one, bus):
+        waiting = asyncio.create_task(one.send([LARGE]))
+        await until(lambda: bus.wants)
+        another = asyncio.create_task(one.send([LARGE]))
+        await asyncio.sleep(0)
+        one.close("Zeek is away")
+        await asyncio.gather(waiting, another, return_exceptions=True)
+        await asyncio.sleep(0.05)
+        assert [want.bytes for want in bus.wants] == [SMALL_BATCH_BYTES + len(LARGE) + 1]

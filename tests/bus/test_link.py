@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from nats_server import nats_server
 
 from zeek_agent.bus import link
-from zeek_agent.bus.link import NoListenerError, Received
+from zeek_agent.bus.link import Link, NoListenerError, Received
 
 
 async def test_requests_are_answered_over_the_bus(tmp_path: Path) -> None:
@@ -64,6 +65,40 @@ async def test_a_second_server_is_used_when_the_first_is_away(tmp_path: Path) ->
         connection = await link.connect(["nats://127.0.0.1:1", server.url], name="agent", inbox="inbox.a")
         assert connection.server.endswith(str(server.port))
         await connection.close()
+
+
+@pytest.mark.parametrize("answer", [SimpleNamespace(data=b""), OSError("refused")])
+async def test_a_task_that_is_cancelled_while_its_answer_arrives_ends(answer: object) -> None:
+    arriving: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+
+    class Client:
+        async def request(self, *_: object, timeout: float) -> object:
+            return await asyncio.wait_for(arriving, timeout)
+
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    asking = asyncio.create_task(Link(Client(), ended).request("questions.one", b"", 5))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    if isinstance(answer, OSError):
+        arriving.set_exception(answer)
+    else:
+        arriving.set_result(answer)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+
+
+async def test_a_task_that_is_cancelled_while_its_connection_closes_ends() -> None:
+    class Client:
+        async def close(self) -> None:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    closing = asyncio.create_task(Link(Client(), ended).close())  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
 
 
 async def test_a_cancellation_that_comes_with_an_answer_is_not_lost(tmp_path: Path) -> None:

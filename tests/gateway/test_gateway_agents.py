@@ -1,20 +1,26 @@
-"""Real agents behind two gateways, one of which is killed."""
+"""Real agents behind gateways, one of which is killed, and whose Zeek restarts."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from contextlib import ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path
 
 import pytest
 from gateway_program import gateway_program
+from gateways import gateway
 from nats_server import nats_server
 from running_agent import running
 from scripted_agent import SETTINGS, collecting, read
 from waiting import until
+from zeek_server import zeek_server
 
 from zeek_agent.collector import pack
+from zeek_agent.gateway.causes import Cause
+from zeek_agent.queries.subscriptions import Query, Subscription
+from zeek_agent.zeek import protocol
+from zeek_agent.zeek.protocol import AgentHello, ResultBatch
 
 PACK = pack.parse(
     """
@@ -57,6 +63,30 @@ async def test_events_of_a_real_agent_survive_the_death_of_its_gateway(tmp_path:
                 other = {"gw1": "gw2", "gw2": "gw1"}[first]
                 assert f"through gateway {other}" in agent.output.read_text()
                 assert rows(tmp_path, "first") == 1
+
+
+@pytest.mark.root
+@pytest.mark.timeout(240)
+async def test_real_agents_keep_their_session_while_zeek_restarts_again_and_again(tmp_path: Path) -> None:
+    query = Query("SELECT * FROM processes", protocol.ROWS, schedule=0.1, subscription=Subscription.SNAPSHOTS)
+    with nats_server(tmp_path / "nats") as nats:
+        async with zeek_server() as zeek, gateway(nats.url, zeek.url()) as gw, AsyncExitStack() as agents:
+            client = await zeek.client()
+            for name in ("HOne", "HTwo"):
+                (tmp_path / name).mkdir()
+                await agents.enter_async_context(
+                    running(tmp_path / name, "--zeek", nats.url, settings={"agent.id": name})
+                )
+            for life in range(8):
+                await client.expect(AgentHello, number=2)
+                await client.send(protocol.install_query(protocol.group_topic("all"), "zeek_1", f"q{life}", query))
+                await client.expect(ResultBatch, number=2 + life)
+                client.abort()
+                client = await zeek.client()
+            await client.expect(AgentHello, number=2)
+            assert gw.core.counters.hellos == 2
+            assert not gw.core.counters.ended
+            assert set(gw.core.counters.refused) <= {Cause.ZEEK_AWAY}
 
 
 async def mark(name: str) -> bool:

@@ -55,6 +55,27 @@ async def test_a_burst_does_not_grow_the_gateway(nats: NatsServer, tmp_path: Pat
     assert await burst(nats, tmp_path, 300) < GROWTH_BYTES_MAX
 
 
+async def test_a_result_of_100_megabytes_and_its_cancellation_do_not_grow_the_gateway(
+    nats: NatsServer, tmp_path: Path
+) -> None:
+    async with zeek_server() as zeek, bus_agents(nats.url, "zeeks") as bus:
+        with gateway_program(nats.url, zeek.url(), "gw1", tmp_path) as process:
+            client = await zeek.client()
+            agent = await bus.agent("HAbc")
+            await agent.say_hello()
+            query, topic = Query("SELECT 1", event=protocol.ROWS), protocol.host_topic("HAbc")
+            await client.send(protocol.install_query(topic, "zeek_1", "q1", query))
+            await agent.installed()
+            before = memory_bytes(process.pid)
+            frames = [agent.rows("q1", index, text="x" * 250_000) for index in range(10)]
+            for index in range(400):
+                if index == 200:
+                    await client.send(protocol.cancel_query(topic, "zeek_1", "q1"))
+                await agent.send(frames[index % 10])
+            assert (len(client.of(ResultBatch)), agent.again) == (400, None)
+            assert memory_bytes(process.pid, "VmHWM") - before < GROWTH_BYTES_MAX
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 async def test_a_burst_of_175_megabytes_does_not_grow_the_gateway(nats: NatsServer, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,37 +46,48 @@ def test_credit_that_is_not_used_lapses_and_goes_to_the_next() -> None:
     assert lanes.lapsed == 1
 
 
-def test_a_batch_whose_credit_has_lapsed_on_the_way_is_accepted_once() -> None:
-    lanes: Credits[str] = Credits(1, 1)
-    lanes.want("a", 5_000, 0.0)
-    lanes.want("b", 5_000, 0.0)
-    assert list(lanes.grants(0.0)) == ["a"]
-    assert list(lanes.grants(LAPSE + 0.1)) == ["b"]
-    assert not lanes.use("a", 5_001, LAPSE + 0.2)
-    assert lanes.use("a", 5_000, LAPSE + 0.2)
-    assert lanes.used == 2
-    assert not lanes.use("a", 5_000, LAPSE + 0.3)
-
-
-def test_late_batches_take_no_more_than_as_many_places_again() -> None:
-    lanes: Credits[str] = Credits(1, 1)
-    for name in "abc":
-        lanes.want(name, 5_000, 0.0)
-    assert list(lanes.grants(0.0)) == ["a"]
-    assert list(lanes.grants(LAPSE + 0.1)) == ["b"]
-    assert list(lanes.grants(2 * LAPSE + 0.2)) == ["c"]
-    assert lanes.use("a", 5_000, 2 * LAPSE + 0.2)
-    assert not lanes.use("b", 5_000, 2 * LAPSE + 0.2)
-
-
-def test_a_late_batch_is_not_accepted_once_its_agent_has_asked_again() -> None:
+def test_one_batch_may_come_after_its_credit_has_lapsed() -> None:
     lanes: Credits[str] = Credits(1, 1)
     lanes.want("a", 5_000, 0.0)
     assert list(lanes.grants(0.0)) == ["a"]
-    lanes.want("b", 5_000, 0.0)
-    assert list(lanes.grants(LAPSE + 0.1)) == ["b"]
-    lanes.want("a", 5_000, LAPSE + 0.2)
-    assert not lanes.use("a", 5_000, LAPSE + 0.3)
+    assert not lanes.use("a", 5_001, 10 * LAPSE)
+    assert lanes.use("a", 5_000, 10 * LAPSE)
+    assert not lanes.use("a", 5_000, 10 * LAPSE)
+    assert (lanes.lapsed, lanes.late, lanes.used) == (1, 1, 1)
+
+
+def test_a_lapsed_credit_is_void_once_another_one_is_wanted() -> None:
+    lanes: Credits[str] = Credits(1, 1)
+    lanes.want("a", 5_000, 0.0)
+    assert list(lanes.grants(0.0)) == ["a"]
+    assert list(lanes.grants(LAPSE + 0.1)) == []
+    lanes.want("a", 100, LAPSE + 0.1)
+    assert not lanes.use("a", 5_000, LAPSE + 0.1)
+
+
+async def test_late_batches_wait_while_too_many_are_unacknowledged() -> None:
+    lanes: Credits[str] = Credits(2, 1)
+    names = [f"a{number}" for number in range(6)]
+    now = 0.0
+    for name in names:
+        lanes.want(name, 5_000, now)
+        assert list(lanes.grants(now)) == [name]
+        now += 2 * LAPSE
+    for name in names[:4]:
+        await lanes.room(name, now)
+        assert lanes.use(name, 5_000, now)
+    waiting = asyncio.create_task(lanes.room(names[4], now))
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    lanes.acknowledged(names[0])
+    await waiting
+    assert lanes.use(names[4], 5_000, now)
+    assert lanes.used == 4, "twice the places"
+    waiting = asyncio.create_task(lanes.room(names[5], now))
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    lanes.clear()
+    await waiting
 
 
 def test_an_agent_that_is_held_is_passed_over_and_keeps_its_turn() -> None:

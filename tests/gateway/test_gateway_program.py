@@ -20,6 +20,7 @@ from scripted_agent import SETTINGS, collecting, read
 from waiting import until
 
 from zeek_agent.bus.link import NoListenerError
+from zeek_agent.bus.messages import Refusal
 from zeek_agent.collector import hosts_file, pack
 from zeek_agent.collector.server import Collector
 from zeek_agent.zeek import broker_json
@@ -137,6 +138,31 @@ async def test_a_stopped_gateway_hands_over_without_a_double(
             found = await numbers(collector, tmp_path / "logs", 6 * 40)
             assert len(found) == 6 * 40
             assert any("stopping: " in line for line in lines(tmp_path, "gw1"))
+
+
+async def test_sighup_reloads_limits_and_keeps_the_gateway_running(
+    nats: NatsServer, collector: Collector, tmp_path: Path
+) -> None:
+    host, port = collector.address
+    file = tmp_path / "gateway.toml"
+    file.write_text("[gateway]\nagents_max = 5\n")
+    url = f"ws://{host}:{port}"
+    with gateway_program(nats.url, url, "gw1", tmp_path, configuration=str(file)) as running:
+        async with bus_agents(nats.url, CLUSTER) as bus:
+            await bus.agent("HOne")
+            for text, logged in (
+                (
+                    "[gateway]\nagents_max = 1\nplaces = 7\n",
+                    "applied: gateway.agents_max; needs a restart: gateway.places",
+                ),
+                ("[gateway]\nagents_max = 0\n", "the configuration is not reloaded: "),
+            ):
+                file.write_text(text)
+                running.send_signal(signal.SIGHUP)
+                await until(lambda logged=logged: any(logged in line for line in lines(tmp_path, "gw1")), 30)
+            answer = await bus.new("HTwo").hello()
+            assert isinstance(answer, Refusal)
+            assert "as many agents as it accepts" in answer.reason
 
 
 async def test_metrics_and_hosts_show_the_gateway(nats: NatsServer, collector: Collector, tmp_path: Path) -> None:

@@ -116,6 +116,43 @@ async def test_a_large_batch_without_enough_credit_ends_the_session(
     assert not client.of(ResultBatch)
 
 
+async def test_a_batch_whose_credit_lapsed_on_the_way_is_accepted_once(
+    zeek: ZeekServer, gw: Gateway, bus: BusAgents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zeek_agent.gateway.credits.GRANT_SECONDS", -10.0)
+    client = await zeek.client()
+    agent = await bus.agent("HAbc")
+    await install(client, agent, "q1")
+    await agent.send(agent.rows("q1", text="x" * 50_000))
+    assert len((await client.expect(ResultBatch)).rows) > 50_000
+    assert (gw.stats().late_batches, agent.again) == (1, None)
+    await agent.publish_batch([agent.rows("q1", 1, text="x" * 50_000)])
+    await until(lambda: agent.again)
+    assert gw.core.counters.refused[Cause.CREDIT] == 1
+
+
+async def test_batches_on_their_way_while_zeek_was_away_and_came_back_are_ignored(
+    zeek: ZeekServer, gw: Gateway, bus: BusAgents
+) -> None:
+    client = await zeek.client()
+    agent = await bus.agent("HAbc")
+    await agent.say_hello()
+    await install(client, agent, "q1")
+    small, large, number = agent.rows("q1"), agent.rows("q1", 1, text="x" * 50_000), agent.number
+    client.abort()
+    await until(lambda: agent.downs[-1][0] is Down.BACK)
+    client, again = await zeek.client(), agent.number
+    await agent.publish_batch([small], number + 1)
+    await agent.publish_batch([large], number + 2)
+    agent.number = again
+    await agent.say_hello()
+    await install(client, agent, "q2")
+    await agent.send(agent.rows("q2", text="x" * 50_000))
+    assert (await client.expect(ResultBatch)).context.query_id == "q2"
+    assert agent.again is None
+    assert gw.core.counters.refused == {Cause.ZEEK_AWAY: 2}
+
+
 async def test_credit_for_more_than_a_batch_can_have_ends_the_session(gw: Gateway, bus: BusAgents) -> None:
     agent = await bus.agent("HAbc")
     await bus.link.publish(agent.up(Up.WANT), messages.encode(Want(10**9)))
@@ -499,3 +536,15 @@ async def test_a_draining_gateway_sends_its_agents_away(zeek: ZeekServer, gw: Ga
     assert isinstance(await client.expect(ResultBatch), ResultBatch)
     with pytest.raises(NoListenerError):
         await bus.new("HOther").hello()
+
+
+async def test_a_hello_does_not_wait_for_a_gateway_that_has_died(
+    nats: NatsServer, zeek: ZeekServer, gw: Gateway, bus: BusAgents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zeek_agent.gateway.peers.PEER_SILENCE_SECONDS", 1_000.0)
+    monkeypatch.setattr("zeek_agent.gateway.peers.ANSWER_SECONDS", 1_000.0)
+    async with gateway(nats.url, zeek.url(), "gw2"):
+        await until(lambda: gw.core.peers.known)
+    await bus.agent("HAbc")
+    assert not gw.core.peers.known
+    assert any(beacon.gone == "gw2" for beacon in bus.beacons)

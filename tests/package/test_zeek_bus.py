@@ -104,6 +104,32 @@ async def deliver(agent: BusAgent, pause: float = 0.0) -> None:
             agent.events.clear()
 
 
+MARKED = "SELECT cmdline AS name FROM processes_events WHERE cmdline LIKE '%/bin/true mark-%' AND state = 'started'"
+
+
+def marked(rows: dict[str, Counter[str]], marks: Sequence[str]) -> dict[str, set[str]]:
+    """Which of the marks each agent has reported."""
+    return {
+        agent_id: {mark for mark in marks if any(mark in name for name in names)} for agent_id, names in rows.items()
+    }
+
+
+def features(directory: Path) -> set[str]:
+    """The features of all agents."""
+    return {str(feature) for line in records(directory / "zeek-agent.log") for feature in line["features"] or ()}
+
+
+def gateways_of(directory: Path, ids: Sequence[str]) -> dict[str, str] | None:
+    """The gateway of each agent, once all are known."""
+    found = {
+        str(line["hid"]): str(feature)
+        for line in records(directory / "zeek-agent.log")
+        for feature in line["features"] or ()
+        if str(feature).startswith("via/")
+    }
+    return found if set(found) >= set(ids) else None
+
+
 def probe_rows(directory: Path) -> dict[str, Counter[str]]:
     """The rows in probe.log, by agent."""
     rows: dict[str, Counter[str]] = {}
@@ -124,6 +150,7 @@ async def test_rows_of_fifty_agents_through_two_gateways_are_logged_once(tmp_pat
         gateways(tmp_path, nats.url, url) as programs,
     ):
         async with bus_agents(nats.url, "zeeks") as bus, AsyncExitStack() as direct:
+            await until(lambda: {beacon.gateway for beacon in bus.beacons} == {"gw1", "gw2"}, 90, "not both are ready")
             agents = [bus.new(agent_id) for agent_id in ids]
             work = [asyncio.create_task(deliver(agent, 0.2 if is_killed else 0.0)) for agent in agents]
             for n in range(10):
@@ -134,8 +161,7 @@ async def test_rows_of_fifty_agents_through_two_gateways_are_logged_once(tmp_pat
                 programs[0].kill()
             async with asyncio.timeout(180):
                 await asyncio.gather(*work)
-            used = {feature for line in records(logs / "zeek-agent.log") for feature in line["features"] or ()}
-            assert {"via/gw1", "via/gw2"} <= used
+            await until(lambda: {"via/gw1", "via/gw2"} <= features(logs), 60, "not both gateways are named")
     rows = probe_rows(logs)
     assert set(rows) == {*ids, *(f"D{n:03}" for n in range(10))}
     assert {agent_id: counted for agent_id, counted in rows.items() if counted != ROWS} == {}
@@ -165,6 +191,48 @@ async def test_rows_through_two_gateways_reach_a_stock_package(tmp_path: Path) -
     assert lines == Counter((f"B{n:03}", f"u{m}") for n in range(50) for m in range(RESULTS))
     assert Counter(states(logs)) == {"join": 50, "shutdown": 50}
     assert not drops(logs)
+
+
+EVENTS = PROBE.replace("SELECT name FROM probes", MARKED).replace(
+    "$schedule_=interval_", "$schedule_=interval_, $subscription=ZeekAgent::Events"
+)
+"""What processes with a mark do, of all agents."""
+
+
+@pytest.mark.root
+@pytest.mark.timeout(300)
+async def test_events_of_real_agents_are_logged_once_when_a_gateway_is_killed(tmp_path: Path) -> None:
+    logs, ids = tmp_path / "zeek", [f"R{n}" for n in range(4)]
+    marks = [f"mark-{n:03}-{os.getpid()}" for n in range(60)]
+    site = EVENTS.replace("1hr", "0.3sec")
+    with (
+        nats_server(tmp_path / "nats") as nats,
+        zeek(logs, site=site) as url,
+        gateways(tmp_path, nats.url, url) as programs,
+    ):
+        async with AsyncExitStack() as stack:
+            for agent_id in ids:
+                directory = tmp_path / agent_id
+                directory.mkdir()
+                await stack.enter_async_context(
+                    running(directory, f"--zeek=nats://127.0.0.1:{nats.port}", settings={"agent.id": agent_id})
+                )
+            await until(lambda: set(ids) <= joined_agents(logs), 90, "not all join")
+            await asyncio.sleep(3.0)  # their queries are under way
+            vias = await until(lambda: gateways_of(logs, ids), 60, "no gateway is named")
+            for n, mark in enumerate(marks):
+                subprocess.run(["/bin/true", mark], check=True)
+                if n == 20:
+                    programs[int(vias[ids[0]].removeprefix("via/gw")) - 1].kill()
+                await asyncio.sleep(0.1)
+            wanted = {agent_id: set(marks) for agent_id in ids}
+            await until(lambda: marked(probe_rows(logs), marks) == wanted, 90, "events are missing")
+            await asyncio.sleep(3.0)  # what was sent twice would have come
+    doubled = {
+        agent_id: [name for name, times in rows.items() if times > 1 and any(mark in name for mark in marks)]
+        for agent_id, rows in probe_rows(logs).items()
+    }
+    assert doubled == {agent_id: [] for agent_id in ids}
 
 
 HOSTS = """
@@ -269,8 +337,7 @@ async def test_connections_of_hosts_behind_gateways_are_attributed_at_both_ends(
     assert seen >= 0.99 * 2 * number
     assert not wrong
     assert tagged >= 0.999 * seen
-    vias = {str(feature) for line in records(logs / "zeek-agent.log") for feature in line["features"] or ()}
-    assert any(feature.startswith("via/") for feature in vias)
+    assert any(feature.startswith("via/") for feature in features(logs))
 
 
 def modules_with_queries() -> set[str]:

@@ -108,7 +108,7 @@ class BusAgent:
                 self.is_gone = True
                 self.queries.clear()
             case Down.BACK:
-                messages.read(payload, Welcome)
+                self.number = messages.read(payload, Welcome).first - 1
                 self.is_gone, self.granted = False, 0
             case Down.AGAIN:
                 self.again = messages.read(payload, Again)

@@ -5,25 +5,35 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 
 @contextmanager
 def gateway_program(
-    nats_url: str, zeek_url: str, name: str, directory: Path, *, cluster: str = "zeeks", settings: tuple[str, ...] = ()
+    nats_url: str,
+    zeek_url: str,
+    name: str,
+    directory: Path,
+    *,
+    cluster: str = "zeeks",
+    settings: tuple[str, ...] = (),
+    prefix: Sequence[str] = (),
+    configuration: str = os.devnull,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """It logs to `NAME.log` in the directory, and serves metrics at `NAME.sock`."""
     options = [
         part for setting in (f"metrics.listen=unix:{directory / name}.sock", *settings) for part in ("--set", setting)
     ]
     command = [
-        sys.executable, "-m", "zeek_agent", "gateway", "--zeek", zeek_url, "--nats", nats_url,
+        *prefix, sys.executable, "-m", "zeek_agent", "gateway", "--zeek", zeek_url, "--nats", nats_url,
         "--cluster", cluster, "--name", name, *options,
     ]  # fmt: skip
     with (directory / f"{name}.log").open("ab") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "ZEEK_AGENT_CONFIG": os.devnull})
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env={**os.environ, "ZEEK_AGENT_CONFIG": configuration}
+        )
     try:
         yield process
     finally:

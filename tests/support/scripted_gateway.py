@@ -55,6 +55,7 @@ class BusClient(Client):
     wants: list[Want] = field(default_factory=list)
     unacknowledged: deque[int] = field(default_factory=deque)
     granted_until: float | None = None
+    first_number: int = 1
     beats: int = 0
     byes: int = 0
     acknowledges: bool = True
@@ -86,7 +87,8 @@ class BusClient(Client):
         await self.publish(Down.GONE)
 
     async def back(self, **changes: str) -> None:
-        await self.publish(Down.BACK, self.gateway.welcome(self.session, **changes))
+        self.first_number = (self.batches[-1][0] if self.batches else 0) + 1_000
+        await self.publish(Down.BACK, self.gateway.welcome(self.session, first=self.first_number, **changes))
 
     async def again(self, seconds: float = 0.0, reason: str = "") -> None:
         self.closed.set()
@@ -112,7 +114,7 @@ class BusClient(Client):
                 self.closed.set()
 
     async def _receive_batch(self, number: int, payload: bytes) -> None:
-        if number != (self.batches[-1][0] if self.batches else 0) + 1:
+        if number != max((self.batches[-1][0] if self.batches else 0) + 1, self.first_number):
             self.violations.append(f"batch {number} after {self.batches[-1][0] if self.batches else 0}")
         is_free = len(payload) <= messages.SMALL_BATCH_BYTES and not self.unacknowledged
         if not is_free:
@@ -166,7 +168,7 @@ class ScriptedGateway:
         """Receive no more hellos."""
         await self._end_hellos()
 
-    def welcome(self, session: str, **changes: str) -> Welcome:
+    def welcome(self, session: str, **changes: str | int) -> Welcome:
         return Welcome(
             **{
                 "gateway": self.name,

@@ -45,6 +45,8 @@ BATCH_BYTES_MAX: Final = 256 * 1024
 """Rows in one batch: as a JSON text within JSON they may take twice as much, which still fits."""
 ZEEK_AWAY: Final = "the gateway has lost Zeek"
 NO_GATEWAY: Final = "no gateway listens"
+NO_GATEWAY_SECONDS: Final = 5.0
+"""First pause then, which doubles: the network between may be cut for a moment only."""
 EARLY_MESSAGES_MAX: Final = 1_000
 """Messages of a session whose welcome has not been read yet: answers to requests take another way."""
 EARLY_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -142,7 +144,8 @@ class Cluster:
                 uninvited = error.seconds
             except NoListenerError:
                 self._note_failure(ConnectionError(NO_GATEWAY))
-                uninvited = self._its.times.uninvited * random.uniform(0.5, 1)
+                longest = min(self._its.times.uninvited, NO_GATEWAY_SECONDS * 2.0 ** min(failures, 10))
+                uninvited = longest * random.uniform(0.5, 1)
             except (ConnectionError, TimeoutError, ZeekAgentError, ProtocolError) as error:
                 self._note_failure(error)
                 uninvited = 0.0

@@ -231,9 +231,12 @@ async def _connect(  # noqa: PLR0917 - those of `connect`
 
 async def _close(client: Client) -> None:
     """The library waits for ever after a TLS handshake that failed."""
+    cancelled = _times_cancelled()
     with suppress(TimeoutError):
         async with asyncio.timeout(CLOSE_SECONDS):
             await client.close()
+    if _times_cancelled() > cancelled:  # the library does not pass that on
+        raise asyncio.CancelledError
 
 
 def _is_not_about_eof(record: logging.LogRecord) -> bool:
@@ -244,18 +247,17 @@ def _is_not_about_eof(record: logging.LogRecord) -> bool:
 class _as_connection_error:  # noqa: N801 - used as a statement
     """The library's errors as ConnectionError, those of requests as NoListenerError and TimeoutError.
 
-    A cancellation that the library has lost is raised: before Python 3.12, `asyncio.wait_for` loses one that comes
-    together with the result.
+    A task that is cancelled meanwhile ends: the library, and `asyncio.wait_for` before Python 3.12, may return an
+    answer or raise an error instead, and the task would go on for ever.
     """
 
     def __enter__(self) -> None:
-        return None
+        self._cancelled = _times_cancelled()
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         from nats import errors
 
-        task = asyncio.current_task()
-        if (error is None or isinstance(error, Exception)) and task is not None and task.cancelling():
+        if _times_cancelled() > self._cancelled and not isinstance(error, asyncio.CancelledError):
             raise asyncio.CancelledError from error
         if isinstance(error, errors.NoRespondersError):
             raise NoListenerError("no listener there") from error
@@ -263,6 +265,11 @@ class _as_connection_error:  # noqa: N801 - used as a statement
             raise TimeoutError from error
         if isinstance(error, errors.Error | OSError) and not isinstance(error, ConnectionError):
             raise ConnectionError(_words_of(error)) from error
+
+
+def _times_cancelled() -> int:
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
 
 
 def _words_of(error: BaseException) -> str:

@@ -37,12 +37,15 @@ HELLO_SECONDS: Final = 10.0
 """Time for a gateway to answer a hello; more than `CLONE_SECONDS`."""
 ANSWER_SECONDS: Final = 2.0
 """An agent whose batch or want has no `Ack` or `Grant` for this time sends its next `beat` as a request, which its
-gateway answers. Without a listener, the gateway is dead, and the agent says hello to another one at once."""
-PEER_BEAT_SECONDS: Final = 1.0
+gateway answers. Without a listener for a batch, want or beat, the gateway is dead, and the agent says hello to another
+one at once."""
+PEER_BEAT_SECONDS: Final = 0.5
 """Interval of `PeerBeat`."""
-PEER_SILENCE_SECONDS: Final = 3.0
+PEER_SILENCE_SECONDS: Final = 1.5
 """A gateway is asked with `Peer.PING` after this silence. Without a listener, it is dead, and another one names it in a
-`Beacon` as `gone`, so that its idle agents move, too."""
+`Beacon` as `gone`, so that its idle agents move, too. A slow one is only asked once more."""
+PEER_CLAIM_SECONDS: Final = 0.2
+"""The same for one that has not answered a claim, since an agent waits for that."""
 
 _Text: TypeAlias = Annotated[str, Meta(max_length=1024)]
 _Natural: TypeAlias = Annotated[int, Meta(ge=0)]
@@ -81,13 +84,18 @@ class Hello(Message, frozen=True):
 
 
 class Welcome(Message, frozen=True):
-    """The gateway has a session for the agent. `endpoint` and `version` are those of Zeek's acknowledgement."""
+    """The gateway has a session for the agent. `endpoint` and `version` are those of Zeek's acknowledgement.
+
+    `first` is the number of the agent's next batch. It leaps when Zeek is back, so that batches which were on their way
+    meanwhile are not taken for others.
+    """
 
     gateway: _Text
     session: _Text
     endpoint: _Text
     version: _Text
     protocol: _Natural = PROTOCOL
+    first: Annotated[int, Meta(ge=1, lt=10**18)] = 1
 
 
 class Refusal(Message, frozen=True):

@@ -57,8 +57,9 @@ class BusSender:
     """Sends batches of one session with Zeek; `run` sends those that have to wait.
 
     `publish_batch` and `publish_want` hand a message to the bus and raise ConnectionError; the former is called with
-    the batch's number, which goes on from `last_number`, that of the bus session's last batch. `refit` replaces
-    frames that are longer than a batch can be. Every method raises ConnectionError once the sender is closed.
+    the batch's number, which goes on from `last_number`. Numbers of wants go on from `last_want`, that of the bus
+    session's last one. `refit` replaces frames that are longer than a batch can be. Every method raises ConnectionError
+    once the sender is closed.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class BusSender:
         refit: Refit,
         *,
         last_number: int = 0,
+        last_want: int = 0,
         grant_seconds: float = messages.GRANT_SECONDS,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -89,6 +91,7 @@ class BusSender:
         self._want_pause = grant_seconds
         self.window = CreditWindow()
         self.last_number = last_number
+        self.last_want = last_want
         self.sent_bytes = 0
 
     @property
@@ -250,6 +253,8 @@ class BusSender:
 
     async def _ask(self) -> float | None:
         """Ask for a grant if one is needed and it is time; the seconds until it is time again."""
+        if self._cause is not None:
+            return None  # what it would send now could be taken for a message of the next sender
         self._forget_abandoned()
         first = self._bulk[0] if self._bulk else None
         if first is None and not self._small:
@@ -264,8 +269,8 @@ class BusSender:
             self._wanted_at = now
         elif size <= self._wanted.bytes and now < self._want_again_at:
             return self._want_again_at - now
-        self._wants += 1
-        self._wanted = Want(min(size, messages.BATCH_BYTES_MAX), self._wants)
+        self.last_want += 1
+        self._wanted = Want(min(size, messages.BATCH_BYTES_MAX), self.last_want)
         self._granted_until = None
         self._want_again_at = now + self._want_pause * random.uniform(1, 1.25)
         self._want_pause = min(self._want_pause * 2, WANT_SECONDS_MAX)
@@ -276,9 +281,9 @@ class BusSender:
         """Return a grant, or the turn for one, that is not needed any more: others wait for it."""
         if self._wanted is None:
             return
-        self._wants += 1
+        self.last_want += 1
         self._wanted = self._granted_until = None
-        await self._publish_want(Want(0, self._wants))
+        await self._publish_want(Want(0, self.last_want))
 
     def _forget_abandoned(self) -> None:
         """Remove batches whose senders were cancelled, from the front: those behind are removed by their senders."""

@@ -30,6 +30,7 @@ FRAMES_WAITING_MAX: Final = 10_000
 """Frames of Zeek that were received and not handled yet."""
 FRAME_BYTES_WAITING_MAX: Final = 16 * 1024 * 1024
 """Their size in bytes. Zeek's installation of all queries has some 100 KB."""
+GONE: Final = "is gone"
 PING_ANSWER_SECONDS: Final = 0.2
 """Shortest interval between answers to pings."""
 
@@ -143,9 +144,10 @@ class BusSession:
         self._clock = clock
         self._monotonic = monotonic
         self._up_prefix = subjects.up(welcome.gateway, agent_id, welcome.session, Up.BEAT).removesuffix(Up.BEAT)
+        self._nobody = subjects.down(agent_id, welcome.session, Down.NOBODY)
         self._refit = Refit(traffic, link.payload_bytes_max, clock)
         self._ended_bytes = 0
-        self._transport = self._opened_transport(0)
+        self._transport = self._opened_transport(welcome)
         self._has_zeek = asyncio.Event()
         self._has_zeek.set()
         self._heard_at = monotonic()
@@ -173,7 +175,7 @@ class BusSession:
 
     def gateway_is_gone(self, seconds: float) -> None:
         """Another gateway reports that this one is gone; the agent says hello after a part of so many seconds."""
-        self._finish(SessionOverError("is gone", seconds))
+        self._finish(SessionOverError(GONE, seconds))
 
     def receive(self, kind: Down, payload: bytes) -> None:
         """Handle a message of the gateway; one that is malformed or not expected is skipped and counted."""
@@ -208,6 +210,8 @@ class BusSession:
                 self._finish(SessionOverError(text, again.seconds))
             case Down.PING:
                 self._pinged.set()
+            case Down.NOBODY:
+                self._finish(UnusableError(GONE))
 
     def _zeek_is_back(self, welcome: Welcome) -> None:
         """Frames that follow this message are for the next session with Zeek."""
@@ -217,15 +221,16 @@ class BusSession:
         self.away_since = None
         self._transport.end(ZeekAwayError("the gateway has another connection to Zeek"))
         self._ended_bytes += self._transport.sender.sent_bytes
-        self._transport = self._opened_transport(self._transport.sender.last_number)
+        self._transport = self._opened_transport(welcome, self._transport.sender.last_want)
         self._has_zeek.set()
 
-    def _opened_transport(self, last_number: int) -> BusTransport:
+    def _opened_transport(self, welcome: Welcome, last_want: int = 0) -> BusTransport:
         sender = BusSender(
             self._publish_batch,
             self._publish_want,
             self._refit,
-            last_number=last_number,
+            last_number=welcome.first - 1,
+            last_want=last_want,
             grant_seconds=self._times.grant,
             monotonic=self._monotonic,
         )
@@ -268,7 +273,7 @@ class BusSession:
             await self._link.request(self._up(Up.BEAT), b"", self._times.hello)
             self._heard_at = self._monotonic()
         except NoListenerError:
-            raise UnusableError("is gone") from None
+            raise UnusableError(GONE) from None
         except TimeoutError:
             log.debug("%s did not answer a beat", self._title)
 
@@ -283,10 +288,10 @@ class BusSession:
         return self._up_prefix + kind
 
     async def _publish_batch(self, number: int, payload: bytes) -> None:
-        await self._link.publish(f"{self._up_prefix}{Up.BATCH}.{number}", payload)
+        await self._link.publish(f"{self._up_prefix}{Up.BATCH}.{number}", payload, self._nobody)
 
     async def _publish_want(self, want: Want) -> None:
-        await self._link.publish(self._up(Up.WANT), messages.encode(want))
+        await self._link.publish(self._up(Up.WANT), messages.encode(want), self._nobody)
 
     def _close(self) -> asyncio.Task[None]:
         """Say goodbye to the gateway, once."""

@@ -76,6 +76,8 @@ class Down(StrEnum):
     """`Again`: the session is over."""
     PING = "ping"
     """No payload: answer with `beat`."""
+    NOBODY = "nobody"
+    """No payload, from the server: the gateway does not receive a batch or want, so it is dead or cut off."""
 
 
 class Peer(StrEnum):

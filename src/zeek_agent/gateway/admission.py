@@ -149,7 +149,9 @@ class Admission:
             return Refusal("the gateway has as many agents as it accepts", FULL_SECONDS)
         if held is not None and not await self._yields(held, hello.instance):
             return self._refuse_clone(agent_id, hello.instance, f"instance {held.instance} at this gateway")
-        objection = await core.peers.claim(agent_id, hello.instance, lambda claim: self._publish_claim(agent_id, claim))
+        objection = await core.peers.claim(
+            agent_id, hello.instance, lambda claim: self._publish_claim(agent_id, claim), core.monotonic()
+        )
         if objection is None:
             return None
         if objection.claims:

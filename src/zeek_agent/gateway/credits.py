@@ -3,10 +3,15 @@
 Agents want credit for one batch each, and are granted it in the order in which they wanted it, so that one with many
 batches waits its turn after each. Only so many large batches are granted or unacknowledged at a time: what a gateway
 has in memory is bounded, however many agents have rows. A batch is a place from its grant to its acknowledgement.
+
+An agent cannot know when its grant lapses here, since messages may be on their way for long. The batch of a grant that
+has lapsed is therefore accepted, once and until the agent wants another one; there are at most as many of these at a
+time as there are places.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
@@ -43,12 +48,14 @@ class Credits(Generic[S]):
         self._may_have = may_have
         self._wants: OrderedDict[S, tuple[int, float]] = OrderedDict()
         self._grants: dict[S, _Grant] = {}
-        self._late: dict[S, int] = {}
-        """Sizes of grants that have lapsed, of sessions that have not asked again: a batch may be on its way."""
+        self._unused: dict[S, int] = {}
+        self._freed = asyncio.Event()
         self._received: dict[S, int] = {}
         self._received_total = 0
         self.lapsed = 0
-        """Grants that were not used."""
+        """Grants that were not used in time."""
+        self.late = 0
+        """Batches that came under a grant that had lapsed."""
         self.granted = 0
 
     @property
@@ -66,8 +73,9 @@ class Credits(Generic[S]):
         return min((since for _, since in self._wants.values()), default=None)
 
     def want(self, session: S, size_bytes: int, now: float) -> None:
-        """A session wants to send a batch. A grant that it has not used is replaced: it does not know of it."""
-        self._drop_grant(session)
+        """A session wants to send a batch. It does not use an earlier grant any more."""
+        self._grants.pop(session, None)
+        self._unused.pop(session, None)
         since = self._wants[session][1] if session in self._wants else now
         self._wants[session] = (size_bytes, since)
 
@@ -86,26 +94,29 @@ class Credits(Generic[S]):
             yield session
 
     def use(self, session: S, size_bytes: int, now: float) -> bool:
-        """A batch has come. Returns whether the session had credit for it.
-
-        One whose grant has lapsed, because the network or the agent was slow, is accepted as well, as long as no more
-        than twice the places are in use: its agent has kept to the rules.
-        """
+        """A batch has come. Returns whether the session had credit for it."""
         self._lapse(now)
-        grant = self._grants.get(session)
-        if grant is None:
-            granted = self._late.get(session, -1) if self.used < 2 * self._places else -1
+        if size_bytes <= self._unused.get(session, -1):
+            del self._unused[session]
+            self.late += 1
+        elif (grant := self._grants.get(session)) is not None and size_bytes <= grant.size_bytes:
+            del self._grants[session]
         else:
-            granted = grant.size_bytes
-        if size_bytes > granted:
             return False
-        self._drop_grant(session)
         self._received[session] = self._received.get(session, 0) + 1
         self._received_total += 1
         return True
 
+    async def room(self, session: S, now: float) -> None:
+        """Before `use`: wait while too many batches are unacknowledged for another one that is late."""
+        self._lapse(now)
+        while session in self._unused and self._received_total >= 2 * self._places:
+            self._freed.clear()
+            await self._freed.wait()
+
     def acknowledged(self, session: S) -> None:
         """A batch that used credit was acknowledged."""
+        self._freed.set()
         left = self._received.get(session)
         if left is None:
             return  # Zeek was away meanwhile
@@ -118,19 +129,22 @@ class Credits(Generic[S]):
     def forget(self, session: S) -> None:
         """A session has ended. Its batches that are on their way to Zeek keep their places."""
         self._wants.pop(session, None)
-        self._drop_grant(session)
+        self._grants.pop(session, None)
+        self._unused.pop(session, None)
+        self._freed.set()
 
     def clear(self) -> None:
         """Zeek is away: nobody has credit, and nothing is acknowledged any more."""
         self._wants.clear()
         self._grants.clear()
-        self._late.clear()
+        self._unused.clear()
+        self._freed.set()
         self._received.clear()
         self._received_total = 0
 
     def _lapse(self, now: float) -> None:
         for session in [session for session, grant in self._grants.items() if grant.until < now]:
-            self._late[session] = self._grants.pop(session).size_bytes
+            self._unused[session] = self._grants.pop(session).size_bytes
             self.lapsed += 1
 
     def _drop_grant(self, session: S) -> None:

@@ -43,6 +43,8 @@ CHANGE_SECONDS: Final = 1.0
 """Shortest time between hellos of an agent that go to Zeek, which replies to each with all queries."""
 FIRST_HELLO_SECONDS: Final = 1.0
 """Wait for Zeek's features after the connection, before hellos are sent."""
+NUMBERS_SKIPPED: Final = 1_000
+"""By so many the numbers of batches leap when Zeek is back: more than an agent can have on their way."""
 INSTANCES_MAX: Final = 100
 ERRORS_QUEUED_MAX: Final = 10_000
 """Messages to a slow Zeek; with more of them, a query that is not passed on is only logged."""
@@ -84,7 +86,7 @@ class Downlink:
         """The description of the session and Zeek. Only while Zeek is there."""
         ack = self._core.zeek.ack
         assert ack is not None
-        return Welcome(self._core.name, session.name, ack.endpoint, ack.version)
+        return Welcome(self._core.name, session.name, ack.endpoint, ack.version, first=session.first_number)
 
     async def send_hellos(self) -> None:
         """Send due hellos at a bounded rate."""
@@ -102,6 +104,7 @@ class Downlink:
                     continue
                 if not session.is_told_back:
                     session.is_told_back = True
+                    session.first_number = session.next_number = session.next_number + NUMBERS_SKIPPED
                     core.say(session, Down.BACK, self.welcome(session))
                 self._send_hello(session, "replayed" if session.hello_at > float("-inf") else "forwarded")
             await asyncio.sleep(core.hellos.pause_seconds)

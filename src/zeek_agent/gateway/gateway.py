@@ -134,6 +134,10 @@ class Gateway:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    def reconfigure(self, settings: GatewaySettings) -> None:
+        """Apply the settings that can change in a running gateway; the caller keeps the others as they are."""
+        self._settings = self._core.settings = settings
+
     async def drain(self) -> None:
         """Send the agents to other gateways, and wait for Zeek's acknowledgements."""
         core = self._core
@@ -383,6 +387,7 @@ class Gateway:
             bus_reconnects=self._bus_reconnects,
             grants=core.credits.granted,
             grants_lapsed=core.credits.lapsed,
+            late_batches=core.credits.late,
             hellos_due=len(core.hellos),
             counters=core.counters,
         )

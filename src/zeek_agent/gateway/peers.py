@@ -7,7 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from zeek_agent.bus.messages import CLONE_SECONDS, PEER_SILENCE_SECONDS, Claim, ClaimAnswer, PeerBeat
+from zeek_agent.bus.messages import (
+    CLONE_SECONDS,
+    PEER_CLAIM_SECONDS,
+    PEER_SILENCE_SECONDS,
+    Claim,
+    ClaimAnswer,
+    PeerBeat,
+)
 
 ANSWER_SECONDS: Final = CLONE_SECONDS + 2.0
 """Time for a gateway to answer a claim: it may ping its agent first."""
@@ -34,6 +41,7 @@ class PendingClaim:
 
     instance: str
     awaited: set[str]
+    since: float
     done: asyncio.Future[bool]
     holder: str | None = None
     is_preceded: bool = False
@@ -59,8 +67,11 @@ class Peers:
         return is_new
 
     def silent(self, now: float) -> list[str]:
-        """Gateways that have not been heard of for too long."""
-        return [name for name, peer in self.known.items() if now - peer.heard > PEER_SILENCE_SECONDS]
+        """Gateways that have not been heard of for too long, or that do not answer a claim."""
+        owing = {
+            name for claim in self.claims.values() if now - claim.since > PEER_CLAIM_SECONDS for name in claim.awaited
+        }
+        return [name for name, peer in self.known.items() if now - peer.heard > PEER_SILENCE_SECONDS or name in owing]
 
     def lost(self, name: str) -> PeerBeat | None:
         """Forget a dead gateway; its last beat."""
@@ -68,7 +79,9 @@ class Peers:
         peer = self.known.pop(name, None)
         return None if peer is None else peer.beat
 
-    async def claim(self, agent_id: str, instance: str, publish: Callable[[Claim], None]) -> Objection | None:
+    async def claim(
+        self, agent_id: str, instance: str, publish: Callable[[Claim], None], now: float
+    ) -> Objection | None:
         """Claim an agent. Returns None if this gateway may have it.
 
         `publish` sends the claim. A gateway that does not answer has no say.
@@ -76,7 +89,7 @@ class Peers:
         if not self.known:
             return None
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        claim = self.claims[agent_id] = PendingClaim(instance, set(self.known), done)
+        claim = self.claims[agent_id] = PendingClaim(instance, set(self.known), now, done)
         try:
             publish(Claim(self.name, instance))
             await asyncio.wait([done], timeout=ANSWER_SECONDS)

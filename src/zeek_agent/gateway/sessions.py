@@ -33,6 +33,8 @@ class AgentSession:
     """When the agent sent something last."""
     next_number: int = 1
     """Of the next batch."""
+    first_number: int = 1
+    """Of the first batch since Zeek has been back: earlier ones are of a session with Zeek that has ended."""
     small: int = 0
     """Number of the unacknowledged batch without credit; 0: none."""
     want: int = 0

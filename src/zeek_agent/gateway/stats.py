@@ -62,6 +62,7 @@ class GatewayStats:
     bus_reconnects: int
     grants: int
     grants_lapsed: int
+    late_batches: int
     hellos_due: int
     counters: Counters
 

@@ -46,7 +46,7 @@ class Uplink:
         session.note_heard(core.monotonic())
         match subject.kind:
             case Up.BATCH:
-                self._batch(session, subject.number, received.payload)
+                await self._batch(session, subject.number, received.payload)
             case Up.WANT:
                 self._want(session, received.payload)
             case Up.BEAT:
@@ -78,7 +78,7 @@ class Uplink:
             return
         if want.bytes > messages.BATCH_BYTES_MAX:
             core.end_for(session, Cause.CREDIT, f"wants credit for {want.bytes:,} bytes")
-        elif core.is_ready:
+        elif core.is_ready and session.is_told_back:
             session.want = want.number
             if want.bytes:
                 core.credits.want(session, want.bytes, core.monotonic())
@@ -86,17 +86,25 @@ class Uplink:
                 core.credits.forget(session)
             core.publish_grants()
 
-    def _batch(self, session: AgentSession, number: int, payload: bytes) -> None:
+    async def _batch(self, session: AgentSession, number: int, payload: bytes) -> None:
         core = self._core
+        if number < session.first_number:
+            core.counters.refused[Cause.ZEEK_AWAY] += 1  # the agent had not read yet that Zeek was away
+            return
         if number != session.next_number:
             what = f"batch {number:,} instead of {session.next_number:,}"
             core.end_for(session, Cause.ORDER, what, seconds=1.0)
             return
         session.next_number += 1
-        if core.zeek.ack is None:
+        size = len(payload)
+        if size > messages.SMALL_BATCH_BYTES:
+            await core.credits.room(session, core.monotonic())
+        if session.ended:
+            return
+        if core.zeek.ack is None or not session.is_told_back:
             core.counters.refused[Cause.ZEEK_AWAY] += 1
             return
-        now, size = core.monotonic(), len(payload)
+        now = core.monotonic()
         is_small = size <= messages.SMALL_BATCH_BYTES and session.small == 0
         if is_small:
             session.small = number

@@ -43,6 +43,7 @@ _PLACES = FAMILIES.gauge("zeek_agent_gateway_places", "large batches that may be
 _PLACES_USED = FAMILIES.gauge("zeek_agent_gateway_places_used", "those granted or on their way")
 _GRANTS = FAMILIES.counter("zeek_agent_gateway_grants_total", "credits given")
 _LAPSED = FAMILIES.counter("zeek_agent_gateway_grants_lapsed_total", "credits that were not used in time")
+_LATE = FAMILIES.counter("zeek_agent_gateway_late_batches_total", "batches whose credit had lapsed, accepted")
 _LIMITED = FAMILIES.counter(
     "zeek_agent_gateway_limited_total", "batches after which an agent had to wait because of its limits"
 )
@@ -90,6 +91,7 @@ def gateway_text(stats: GatewayStats) -> str:
         (_PLACES_USED, stats.places_used),
         (_GRANTS, stats.grants),
         (_LAPSED, stats.grants_lapsed),
+        (_LATE, stats.late_batches),
         (_LIMITED, counters.limited),
         (_BATCH_BYTES, counters.batch_bytes),
         (_ROWS, counters.rows),
