@@ -38,6 +38,7 @@ IN_PROCESS: Final = frozenset(
         "BSL-1.0",
         "ISC",
         "MIT",
+        "MIT-0",
         "PSF-2.0",
         "Unlicense",
         "Zlib",

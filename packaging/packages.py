@@ -228,7 +228,8 @@ def environment(root: Path, release: Release) -> Iterator[tuple[str, Entry]]:
 def files() -> Iterator[tuple[str, Entry]]:
     """The files outside of the private environment."""
     service, here = ROOT / "src/zeek_agent/service", ROOT / "packaging"
-    for unit in ("zeek-agent.service", "zeek-agent-files.socket", "zeek-agent-files@.service"):
+    units = ("zeek-agent.service", "zeek-agent-files.socket", "zeek-agent-files@.service", "zeek-agent-gateway.service")
+    for unit in units:
         yield f"usr/lib/systemd/system/{unit}", Entry((service / unit).read_bytes())
     yield "usr/lib/sysusers.d/zeek-agent.conf", Entry((service / "zeek-agent.sysusers").read_bytes())
     yield "usr/lib/tmpfiles.d/zeek-agent.conf", Entry((service / "zeek-agent.tmpfiles").read_bytes())

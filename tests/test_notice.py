@@ -81,7 +81,7 @@ def test_a_fault_is_printed_and_ends_the_command_with_1(tree: Path) -> None:
         ('    "rich>=13.7",\n', "", "rich is not in pyproject.toml any more"),
         ('"click>=8.2"', '"click>=8.3"', "click: >=8.2, but pyproject.toml has >=8.3"),
         ('osquery = ["thriftpy2>=0.5.2"]', "", "thriftpy2 is not in pyproject.toml any more"),
-        ("osquery = [", "fleet = [", "thriftpy2: extra osquery, but pyproject.toml has fleet"),
+        ("osquery = [", "bridge = [", "thriftpy2: extra osquery, but pyproject.toml has bridge"),
         ('    "ruff>=0.6",\n', "", "ruff is not in pyproject.toml any more"),
     ],
 )

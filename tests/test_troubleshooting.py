@@ -57,6 +57,11 @@ RELAYED: Final = {
     "terminal/config_check.py: found.text",
     "access.py: reason.decode(errors='replace') if isinstance(reason, bytes) else str(reason)",  # of RE2
     "agent.py: warning",  # of config.py and config_check.py
+    "bus/connection.py: f' ({times} times)' * (times > 1)",
+    "bus/link.py: causes[-1]",  # of the library
+    "bus/sender.py: cause",  # of session.py
+    "bus/sender.py: self._cause",
+    "bus/session.py: f' ({times} times)' * (times > 1)",
     "collector/clients.py: held",  # for collector/server.py, which reports it
     "collector/embedded.py: message.text",  # of the collector's process
     "collector/intake.py: text",  # of a ProtocolError
@@ -71,6 +76,7 @@ RELAYED: Final = {
     "database/sandbox.py: self._cancelled",  # of worker_process.py
     "database/sql_connection.py: message",  # of SQLite
     "database/sql_connection.py: self.missing",
+    "gateway/zeek_side.py: f' ({times} times)' * (times > 1)",
     "events/conversions.py: 'negative'",  # a part of others
     "host/files/gate.py: cause",  # of hazards.py
     "host/files/key_properties.py: 'truncated'",  # a part of others

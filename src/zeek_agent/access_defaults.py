@@ -66,6 +66,8 @@ PATHS_DENY: Final = (
     "/**/*[-_.]key.pem",
     "/**/key.pem",
     "/**/*.key",
+    "/**/*.creds",
+    "/**/*.seed",
     "/**/*.p12",
     "/**/*.pfx",
     "/**/*.jks",

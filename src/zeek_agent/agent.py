@@ -26,7 +26,7 @@ from zeek_agent.containment.worker_process import KillCause
 from zeek_agent.control.answers import answering
 from zeek_agent.control.server import ControlServer
 from zeek_agent.control.unix_listener import SocketNotCreatedError
-from zeek_agent.destination import EMBEDDED, formerly_embedded
+from zeek_agent.destination import EMBEDDED, formerly_embedded, parse_all
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.events import reading
 from zeek_agent.events.store import EventStore
@@ -46,6 +46,7 @@ from zeek_agent.zeek.connection import ZeekConnection
 from zeek_agent.zeek.connection_errors import UnusableError
 
 if TYPE_CHECKING:
+    from zeek_agent.bus.connection import BusConnection
     from zeek_agent.collector.embedded import EmbeddedCollector
     from zeek_agent.config import Config, MetricsSettings, SourceSettings
     from zeek_agent.containment.agent_capabilities import Dropped
@@ -143,8 +144,8 @@ class Agent:
         self._stopping = False
         self._started = time.monotonic()
         self._started_at = time.time()
-        self._connections: list[ZeekConnection] = []
-        self._running: dict[ZeekConnection, asyncio.Task[None]] = {}
+        self._connections: list[ZeekConnection | BusConnection] = []
+        self._running: dict[ZeekConnection | BusConnection, asyncio.Task[None]] = {}
         self._metrics: MetricsServer | None = None
         self._collector: EmbeddedCollector | None = None
         self._collector_instances: tuple[str, ...] = ()
@@ -253,6 +254,7 @@ class Agent:
         await self._start_metrics()
         parts.push_async_callback(self._stop_metrics)
         parts.push_async_callback(self._disconnect)
+        self._start_renewal()
         self._connect_all()
 
     def _take_snapshots(self) -> None:
@@ -271,6 +273,14 @@ class Agent:
         bridge = Bridge(self._config.osquery, self.database, self.store, self.recorded)
         self._background(bridge.run(), "osquery")
         return bridge
+
+    def _start_renewal(self) -> None:
+        """Renew the credentials of an enrolled agent in time."""
+        from zeek_agent.fleet import renewal
+        from zeek_agent.fleet.enrolled import EnrolledFiles
+
+        command = renewal.command(str(self._places.state), self.id)
+        self._background(renewal.Renewal(EnrolledFiles(self._places.fleet), command).run(), "renewal")
 
     def _prepare_collector(self) -> None:
         """Make the embedded collector; its process starts when it is dialled. Raises UsageError for a bad pack."""
@@ -371,11 +381,17 @@ class Agent:
             await server.stop()
 
     def _connect_all(self) -> None:
-        for url in self._config.zeek.destinations or (EMBEDDED,):
-            self._connect(url)
+        for one in parse_all(self._config.zeek.destinations) or (EMBEDDED,):
+            self._connect(one)
 
-    def _connect(self, destination: str | Destination) -> None:
-        connection = ZeekConnection(
+    def _connect(self, destination: Destination) -> None:
+        connection = self._bus_connection(destination) if destination.is_bus else self._zeek_connection(destination)
+        self._connections.append(connection)
+        task = self._running[connection] = asyncio.create_task(connection.run(), name=f"zeek {destination}")
+        task.add_done_callback(_report_failure)
+
+    def _zeek_connection(self, destination: Destination) -> ZeekConnection:
+        return ZeekConnection(
             destination,
             self._config.zeek,
             self._identity,
@@ -383,9 +399,14 @@ class Agent:
             self.runner,
             dial=self._dial_collector if destination is EMBEDDED else None,
         )
-        self._connections.append(connection)
-        task = self._running[connection] = asyncio.create_task(connection.run(), name=f"zeek {destination}")
-        task.add_done_callback(_report_failure)
+
+    def _bus_connection(self, destination: Destination) -> BusConnection:
+        from zeek_agent.bus import credentials
+        from zeek_agent.bus.connection import BusConnection
+
+        config = self._config
+        files = credentials.locate(config.bus, self._places.state)
+        return BusConnection(destination, config.bus, files, config.zeek, self._identity, self.database, self.runner)
 
     async def _disconnect(self) -> None:
         """Say goodbye to all destinations and end the connections to them."""
@@ -432,7 +453,7 @@ class Agent:
 
     def summary(self) -> str:
         """What the agent does now, in one line."""
-        states = [connection.status() for connection in self._connections]
+        states = self.connections()
         connected = sum(state.state == "connected" for state in states)
         return f"recording {_recorded(self.supervisor.status())}; connected to {connected} of {len(states)}"
 
@@ -463,7 +484,7 @@ class Agent:
         return reading.iterate_events(self.store.uri, sql, bindings, check, functions)
 
     def connections(self) -> Sequence[ConnectionStatus]:
-        return [connection.status() for connection in self._connections]
+        return [status for connection in self._connections for status in connection.statuses()]
 
     def queries(self) -> Sequence[QueryStatus]:
         pool, rows = self.database.pool, []
@@ -634,7 +655,7 @@ class Agent:
                 self.results.set_limit(config.limits.state_bytes)
             if changes.concern("events.", "limits."):
                 self.store.reconfigure(config.events, config.limits.state_bytes)
-            if changes.concern("zeek.") or collector is not None:
+            if changes.concern("zeek.", "bus.") or collector is not None:
                 await self._reconnect(collector, goes=bool(config.zeek.destinations))
 
         return apply

@@ -67,7 +67,13 @@ class TlsSettings(Section, frozen=True):
 class ZeekSettings(Section, frozen=True):
     """Connections to Zeek."""
 
-    destinations: Annotated[tuple[str, ...], Meta(description="URLs (`ws://host:port`, `wss://…`, `host[:port]`)")] = ()
+    destinations: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="URLs (`ws://host:port`, `wss://…`, `host[:port]`); `nats://host[:port][,…]` and "
+            "`tls+nats://…` are servers of a [bus](#bus)"
+        ),
+    ] = ()
     groups: Annotated[
         tuple[str, ...], Meta(description="groups of this agent, in addition to `all` and the platform")
     ] = ()
@@ -108,6 +114,38 @@ class ZeekSettings(Section, frozen=True):
     instances_max: Annotated[PositiveInt, Meta(description="maximum number of Zeek instances per connection")] = 100
     message_bytes_max: Annotated[PositiveInt, Meta(description="maximum size of a message from Zeek")] = 4_194_304
     tls: TlsSettings = TlsSettings()
+
+
+class BusTlsSettings(TlsSettings, frozen=True):
+    """TLS for `tls+nats://` destinations. The defaults are the CA and the client certificate of an enrolled agent."""
+
+    server_name: Annotated[
+        str | None, Meta(description="expected name in the servers' certificates, instead of the host")
+    ] = None
+
+
+class BusSettings(Section, frozen=True):
+    """Sessions with Zeek clusters through gateways, over the NATS servers of a `nats://` or `tls+nats://` destination.
+
+    Needs the extra `fleet`. Times and sizes are those of `zeek`.
+    """
+
+    credentials: Annotated[
+        str | None,
+        Meta(
+            description="file of the agent's NATS credentials (.creds: user JWT and seed); default: "
+            "`fleet/agent.creds` in the state directory, if it exists"
+        ),
+    ] = None
+    clusters: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}$", title="letters, digits, `-` and `_`")], ...],
+        Meta(
+            max_length=16,
+            description="names of the Zeek clusters to have sessions with; empty: all whose gateways announce "
+            "themselves, up to 16",
+        ),
+    ] = ()
+    tls: BusTlsSettings = BusTlsSettings()
 
 
 class LimitSettings(Section, frozen=True):
@@ -382,6 +420,13 @@ class CollectorTlsSettings(Section, frozen=True):
         str | None,
         Meta(description="PEM file of CA certificates; agents then need a client certificate signed by one of these"),
     ] = None
+    ids: Annotated[
+        Literal["any", "certificate"],
+        Meta(
+            description="`certificate`: an agent may only have the id that is the common name of its certificate, as "
+            "enrolment issues it; one of the organizational unit `gateway` may have connections for any"
+        ),
+    ] = "any"
 
 
 class CollectorSettings(Section, frozen=True):
@@ -443,6 +488,67 @@ class CollectorSettings(Section, frozen=True):
     def pack_names(self) -> tuple[str, ...]:
         """The paths and patterns of all query packs; none for the default pack alone."""
         return (*((self.pack,) if self.pack else ()), *self.packs)
+
+
+class GatewayTlsSettings(TlsSettings, frozen=True):
+    """TLS to NATS servers, for `tls://` URLs and servers that require it."""
+
+    server_name: Annotated[
+        str | None, Meta(description="expected name in the server's certificate, instead of the host")
+    ] = None
+
+
+class GatewaySettings(Section, frozen=True):
+    """`zeek-agent gateway`, which connects the agents on a NATS bus with one Zeek or collector.
+
+    The connection to Zeek has the settings of the section `zeek`.
+    """
+
+    servers: Annotated[
+        tuple[str, ...], Meta(description="NATS servers (`nats://host:port`, `tls://…`), of which one is used")
+    ] = ()
+    cluster: Annotated[
+        str | None,
+        Meta(description="name of the Zeek cluster, the same for all its gateways: letters, digits, `-` and `_`"),
+    ] = None
+    name: Annotated[
+        str | None,
+        Meta(
+            description="name of this gateway, unlike that of any other in the cluster; default: the name in its "
+            "credentials, or the host name"
+        ),
+    ] = None
+    zeek: Annotated[str, Meta(description="URL of the Zeek or collector")] = "ws://127.0.0.1:27759"
+    credentials: Annotated[str | None, Meta(description="file with the gateway's NATS credentials (JWT and seed)")] = (
+        None
+    )
+    agents_max: Annotated[PositiveInt, Meta(description="maximum number of agents; others are refused")] = 10_000
+    queries_max: Annotated[PositiveInt, Meta(description="maximum number of queries per agent")] = 2_000
+    places: Annotated[
+        PositiveInt,
+        Meta(description="batches of more than 4 KiB that may be on their way at one time, from all agents together"),
+    ] = 64
+    places_per_agent: Annotated[PositiveInt, Meta(description="those of one agent")] = 8
+    rows_per_second: Annotated[
+        float, Meta(ge=0, description="maximum rate of rows per agent, 10 s of which may be sent at once; 0: no limit")
+    ] = 0.0
+    bytes_per_second: Annotated[
+        float, Meta(ge=0, description="maximum rate of bytes per agent, 10 s of which may be sent at once; 0: no limit")
+    ] = 0.0
+    hello_interval: Annotated[
+        Positive,
+        Meta(
+            description="seconds between hellos of an agent that are passed on to Zeek if nothing has changed; at most "
+            "60 to a collector"
+        ),
+    ] = 300.0
+    hellos_per_second: Annotated[
+        Positive, Meta(description="maximum rate of hellos to Zeek, and of agents that move to another gateway")
+    ] = 500.0
+    drain_per_second: Annotated[
+        Positive, Meta(description="agents per second that are sent to other gateways when this one stops")
+    ] = 200.0
+    tls: GatewayTlsSettings = GatewayTlsSettings()
 
 
 class OsquerySettings(Section, frozen=True):
@@ -525,12 +631,14 @@ class Config(Section, frozen=True):
     state_dir: Annotated[str | None, Meta(description="directory of identity, event store and delivery state")] = None
     agent: AgentSettings = AgentSettings()
     zeek: ZeekSettings = ZeekSettings()
+    bus: BusSettings = BusSettings()
     limits: LimitSettings = LimitSettings()
     access: AccessSettings = AccessSettings()
     events: EventSettings = EventSettings()
     sources: SourceSettings = SourceSettings()
     tables: TablesSettings = TablesSettings()
     collector: CollectorSettings = CollectorSettings()
+    gateway: GatewaySettings = GatewaySettings()
     osquery: OsquerySettings = OsquerySettings()
     log: LogSettings = LogSettings()
     control: ControlSettings = ControlSettings()
@@ -855,14 +963,15 @@ def _check(values: dict[str, object], origins: dict[str, str], refuse: Callable[
         for name in names:
             values[name], origins[name] = settings()[name].default, "default"
 
-    if values["zeek.destinations"]:
-        urls = []
-        for text in cast("Sequence[str]", values["zeek.destinations"]):
-            try:
-                urls.append(str(destination.parse(text)))
-            except UsageError as error:
-                refuse(UsageError(f"{origins['zeek.destinations']}: zeek.destinations: {error}"))
-        values["zeek.destinations"] = tuple(dict.fromkeys(urls))
+    valid: list[str] = []
+    for text in cast("Sequence[str]", values["zeek.destinations"]):
+        try:
+            destination.parse_all((*valid, text))
+        except UsageError as error:
+            refuse(UsageError(f"{origins['zeek.destinations']}: zeek.destinations: {error}"))
+        else:
+            valid.append(text)
+    values["zeek.destinations"] = tuple(map(str, destination.parse_all(valid)))
     for name, problem in _listen_problems(values):
         reject(f"{origins[name]}: {name}: {problem}", name)
     retained = cast("int | None", values["collector.retention_bytes"])

@@ -1,10 +1,11 @@
-"""Destinations: a Zeek to connect to, as one canonical URL, and addresses to listen on."""
+"""Destinations: a Zeek or a bus to connect to, as one canonical URL, and addresses to listen on."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -14,6 +15,9 @@ from zeek_agent.errors import UsageError
 PATH: Final = "/v1/messages/json"
 """Of Zeek's WebSocket server."""
 DEFAULT_PORT: Final = 27759
+BUS_PORT: Final = 4222
+"""Default port of NATS servers."""
+BUS_SCHEMES: Final = ("nats", "tls+nats")
 
 _LISTEN = re.compile(r"(\[[0-9a-fA-F:.%\w]+\]|[^:\s]+):\d{1,5}")
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
@@ -21,26 +25,41 @@ _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?")
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A WebSocket server; `str` gives its name or else the canonical URL, which identifies it everywhere."""
+    """A WebSocket server, or the servers of a bus; `str` gives its name or else the canonical URL, which identifies it
+    everywhere."""
 
     scheme: str
     host: str
     port: int
     path: str = PATH
     name: str | None = None
+    others: tuple[tuple[str, int], ...] = ()
+    """Further servers of a bus: hosts and ports."""
 
     @property
     def is_tls(self) -> bool:
-        return self.scheme == "wss"
+        return self.scheme in {"wss", "tls+nats"}
+
+    @property
+    def is_bus(self) -> bool:
+        return self.scheme in BUS_SCHEMES
 
     @property
     def url(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{self.scheme}://{host}:{self.port}{self.path}"
+        servers = ",".join(_host_and_port(host, port) for host, port in ((self.host, self.port), *self.others))
+        return f"{self.scheme}://{servers}{self.path}"
+
+    @property
+    def servers(self) -> list[str]:
+        """The URL of each server of a bus, as NATS writes it."""
+        scheme = "tls" if self.is_tls else "nats"
+        return [f"{scheme}://{_host_and_port(host, port)}" for host, port in ((self.host, self.port), *self.others)]
 
     @property
     def title(self) -> str:
         """The server as named in a sentence."""
+        if self.is_bus:
+            return f"the bus at {self.url}"
         return f"the {self.name} collector" if self.name else f"Zeek at {self.url}"
 
     def __str__(self) -> str:
@@ -54,13 +73,45 @@ EMBEDDED: Final = Destination("ws", "localhost", DEFAULT_PORT, name="embedded")
 def parse(text: str) -> Destination:
     """Parse `ws://host[:port][/path]`, `wss://…` or `host[:port]`, which means `ws`; brackets are for IPv6 addresses.
 
-    The default port is 27759, Zeek's default. Raises UsageError for anything else.
+    Servers of a bus are `nats://host[:port][,host[:port]…]` or `tls+nats://…`. The default port is Zeek's, 27759, and
+    on the bus NATS', 4222. Raises UsageError for anything else.
     """
     text = text.strip()
+    scheme, separator, rest = text.partition("://")
     try:
-        return _from_bare(text) if "://" not in text else _from_url(text)
+        if scheme.lower() in BUS_SCHEMES:
+            return _from_bus_url(scheme.lower(), rest)
+        return _from_url(text) if separator else _from_bare(text)
     except ValueError as error:
-        raise UsageError(f"not a destination: {text!r} ({error}); write ws://host:port or wss://host:port") from None
+        shown = f"{scheme}://…@{rest.rpartition('@')[2]}" if "@" in rest else text
+        raise UsageError(
+            f"not a destination: {shown!r} ({error}); write ws://host:port, wss://host:port, nats://host:port or "
+            "tls+nats://host:port"
+        ) from None
+
+
+def parse_all(texts: Sequence[str]) -> tuple[Destination, ...]:
+    """Parse a list of destinations; all servers on the bus become one destination. Raises UsageError."""
+    parsed: list[Destination] = []
+    bus: int | None = None
+    for text in texts:
+        one = parse(text)
+        if bus is not None and "://" not in text:
+            raise UsageError(
+                f"not clear whether {text!r} is a Zeek or another server of the bus: write ws://{text} or "
+                f"{parsed[bus].scheme}://{text}"
+            )
+        if not one.is_bus or bus is None:
+            bus = len(parsed) if one.is_bus else bus
+            parsed.append(one)
+        elif one.scheme != parsed[bus].scheme:
+            raise UsageError("servers of the bus are either all nats:// or all tls+nats://")
+        else:
+            first = parsed[bus]
+            servers = dict.fromkeys((*first.others, (one.host, one.port), *one.others))
+            others = tuple(server for server in servers if server != (first.host, first.port))
+            parsed[bus] = replace(first, others=others)
+    return tuple(dict.fromkeys(parsed))
 
 
 def formerly_embedded(listen: str) -> tuple[str, ...]:
@@ -118,6 +169,26 @@ def _from_url(text: str) -> Destination:
         raise ValueError("no such port: 0")
     path = PATH if parts.path in {"", "/"} else parts.path
     return Destination(parts.scheme, _host(parts.hostname or ""), port, path)
+
+
+def _from_bus_url(scheme: str, text: str) -> Destination:
+    if "@" in text:
+        raise ValueError("a URL cannot have credentials: put those of NATS into a file that bus.credentials names")
+    servers: dict[tuple[str, int], None] = {}
+    for server in text.removesuffix("/").split(","):
+        parts = urlsplit(f"{scheme}://{server.strip()}")
+        if parts.path or parts.query or parts.fragment:
+            raise ValueError("only scheme, hosts and ports may be given")
+        port = BUS_PORT if parts.port is None else parts.port
+        if port == 0:
+            raise ValueError("no such port: 0")
+        servers[_host(parts.hostname or ""), port] = None
+    (host, port), *others = servers
+    return Destination(scheme, host, port, path="", others=tuple(others))
+
+
+def _host_and_port(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _host(text: str) -> str:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from zeek_agent.config import Config
 
 SOCKET: Final = "zeek-agent.sock"
+FLEET_FILES: Final = ("agent.creds", "client.pem", "client.key", "pending.seed", "enrolment.json")
+"""Files in the directory `Paths.fleet`; `fleet/enrolled.py` describes them."""
 SYSTEM_STATE: Final = Path("/var/lib/zeek-agent")
 SYSTEM_SOCKET: Final = Path("/run/zeek-agent") / SOCKET
 SOURCE: Final = Path(__file__).resolve().parents[2]
@@ -48,6 +50,11 @@ class Paths:
     def store(self) -> Path:
         """The event store's database."""
         return self.state / "events.db"
+
+    @property
+    def fleet(self) -> Path:
+        """The directory of an enrolled agent's keys and certificates."""
+        return self.state / "fleet"
 
     @property
     def results(self) -> Path:
@@ -103,11 +110,14 @@ def states_of_clone(source: Path = SOURCE) -> list[Path]:
 def protected(config: Config, places: Paths) -> tuple[str, ...]:
     """The agent's own files and directories, which no statement may read, whatever the configuration allows.
 
-    These are the state directory, the agent's log, the embedded collector's logs, and the files of its TLS keys.
+    These are the state directory, the agent's log, the embedded collector's logs, the files of its TLS keys, and its
+    credentials for the bus. Those of an enrolled agent are named, too, so that they are recognized under any hard link.
     """
-    tls, own_tls = config.zeek.tls, config.collector.tls
-    files = [config.log.file, tls.key, tls.certificate, own_tls.key, own_tls.certificate]
+    files = [config.log.file, config.bus.credentials]
+    for tls in (config.zeek.tls, config.bus.tls, config.collector.tls):
+        files += [tls.key, tls.certificate]
     if not config.zeek.destinations:
         files.append(config.collector.logs)
     own = [str(Path(file).expanduser().absolute()) for file in files if file is not None]
-    return (str(places.state), *own)
+    enrolled = (str(places.fleet / name) for name in FLEET_FILES)
+    return (str(places.state), *enrolled, *own)

@@ -27,7 +27,7 @@ from zeek_agent.database.sandbox import PRAGMAS, TABLE_FUNCTIONS
 from zeek_agent.database.time_columns import TIME_AGGREGATES
 from zeek_agent.database.versions import COLLATIONS
 from zeek_agent.masking.programs import PROGRAMS, Program
-from zeek_agent.metrics import agent_metrics, collector_metrics
+from zeek_agent.metrics import agent_metrics, collector_metrics, gateway_metrics
 from zeek_agent.reload import LIVE
 from zeek_agent.schema import Column
 from zeek_agent.service.example import example_configuration, section_summary
@@ -133,7 +133,11 @@ def with_logs(collector: str) -> str:
 def with_metrics(metrics: str) -> str:
     """The page of the metrics with their list."""
     parts = []
-    for title, families in (("Agent", agent_metrics.FAMILIES), ("Collector", collector_metrics.FAMILIES)):
+    for title, families in (
+        ("Agent", agent_metrics.FAMILIES),
+        ("Collector", collector_metrics.FAMILIES),
+        ("Gateway", gateway_metrics.FAMILIES),
+    ):
         rows = [
             (f"`{one.name}`", one.kind, ", ".join(f"`{label}`" for label in one.labels), one.meaning)
             for one in families

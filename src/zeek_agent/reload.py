@@ -11,9 +11,11 @@ from zeek_agent import config as configuration
 if TYPE_CHECKING:
     from zeek_agent.config import Config
 
-LIVE: Final = ("access.", "collector.", "events.", "limits.", "metrics.", "tables.", "zeek.", "log.level")
+LIVE: Final = ("access.", "bus.", "collector.", "events.", "limits.", "metrics.", "tables.", "zeek.", "log.level")
 """Beginnings of the names of settings that a running agent can change."""
 
+OF_AGENT: Final = (*LIVE, "agent.", "control.", "log.", "osquery.", "sources.", "state_dir")
+"""Beginnings of the names of settings that `zeek-agent run` uses."""
 OF_COLLECTOR: Final = ("collector.", "metrics.", "log.")
 """Beginnings of the names of settings that `zeek-agent collector` uses."""
 LIVE_IN_COLLECTOR: Final = (
@@ -27,6 +29,19 @@ LIVE_IN_COLLECTOR: Final = (
     "log.level",
 )
 """Those of them that it can change while it runs."""
+
+OF_GATEWAY: Final = ("gateway.", "metrics.", "log.", "zeek.")
+"""Beginnings of the names of settings that `zeek-agent gateway` uses."""
+LIVE_IN_GATEWAY: Final = (
+    "gateway.agents_max",
+    "gateway.bytes_per_second",
+    "gateway.drain_per_second",
+    "gateway.hello_interval",
+    "gateway.queries_max",
+    "gateway.rows_per_second",
+    "log.level",
+)
+"""Those of them that it can change while it runs; those of agents are for sessions that begin later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +88,7 @@ def compare(
     new: Loaded,
     *,
     live: tuple[str, ...] = LIVE,
-    used: tuple[str, ...] = ("",),
+    used: tuple[str, ...] = OF_AGENT,
 ) -> Changes:
     """The changes from the configuration in force to a new one, in settings whose names begin with one of `used`."""
     names = configuration.settings()

@@ -308,3 +308,41 @@ def test_the_addresses_of_one_ipv6_host_are_counted_together() -> None:
     assert [counted.admit(f"192.0.2.{number}") for number in range(4)] == [True] * 4
     counted.end("2001:db8:0:1::ffff")
     assert counted.admit("2001:db8:0:1::7")
+
+
+def settings_by_certificate(files: Files) -> CollectorSettings:
+    given = settings(files)
+    return replace(given, tls=replace(given.tls, ids="certificate"))
+
+
+async def test_an_agent_has_the_id_of_its_certificate_only(
+    files: Files, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        collecting(tmp_path, settings=settings_by_certificate(files)) as collector,
+        secure_agent_of(collector, agents_context(files), "agent") as agent,
+        secure_agent_of(collector, agents_context(files, "second-agent"), "agent") as other,
+    ):
+        assert len(await agent.join()) == 1 + len(PACK.queries)
+        await other.subscribe()
+        await other.result(*THING)
+        await other.error()
+        await other.hello()
+        assert (await other.error()).code == "agent_id_not_certified"
+        await agent.result(*THING)
+        await until(lambda: collector.stats.rows == 1)
+    assert "hello from agent: its certificate is that of CN=second-agent" in caplog.text
+
+
+async def test_a_gateway_speaks_for_many_agents(files: Files, tmp_path: Path) -> None:
+    files.make("gateway", "basicConstraints=critical,CA:FALSE", subject="gw1/OU=gateway")
+    async with (
+        collecting(tmp_path, settings=settings_by_certificate(files)) as collector,
+        secure_agent_of(collector, agents_context(files, "gateway"), "HAbc") as agent,
+    ):
+        assert len(await agent.join()) == 1 + len(PACK.queries)
+
+
+def test_ids_by_certificate_need_an_authority(files: Files) -> None:
+    with pytest.raises(UsageError, match=r"needs a collector\.tls\.client_ca"):
+        tls.check(CollectorTlsSettings(certificate=files.path("server.pem"), ids="certificate"))

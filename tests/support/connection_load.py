@@ -108,4 +108,5 @@ def main() -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-main()
+if __name__ == "__main__":
+    main()

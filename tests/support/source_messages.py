@@ -107,6 +107,10 @@ class Source:
     def _is_logger(self, node: ast.expr) -> bool:
         return (isinstance(node, ast.Name) and node.id in self._loggers) or "getLogger" in ast.unparse(node)
 
+    def _is_called(self, call: ast.Call, name: str) -> bool:
+        """Whether a call may be one of a function here, and not of a literal's method, such as `", ".join`."""
+        return name in self._functions and not isinstance(getattr(call.func, "value", None), ast.Constant)
+
     def _texts(self, node: ast.expr, function: Function | None, tree: ast.Module, depth: int) -> Iterator[str]:
         """What an expression can be, with `…` for parts that are not literal."""
         alternatives = _alternatives(node)
@@ -123,7 +127,7 @@ class Source:
                 values = [*_assigned(function, name), *_assigned(tree, name, depth=1)]
                 texts = [text for value in values for text in self._texts(value, function, tree, depth - 1)]
                 yield from texts or self._passed(function, name, depth - 1) or [HOLE]
-            case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if name in self._functions and depth:
+            case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if depth and self._is_called(node, name):
                 texts = [text for one in self._functions[name] for text in self._returned(one, tree, depth - 1)]
                 yield from (text for text in texts if " " in text)
             case ast.Attribute(value=ast.Name(), attr=name) if name.isupper():

@@ -8,6 +8,7 @@ import zeek_agent
 
 UNIT = Path(zeek_agent.__file__).parent / "service" / "zeek-agent.service"
 FILES_UNIT = UNIT.with_name("zeek-agent-files@.service")
+GATEWAY_UNIT = UNIT.with_name("zeek-agent-gateway.service")
 
 
 def unit_settings(unit: Path = UNIT) -> dict[str, list[str]]:

@@ -1,4 +1,6 @@
-"""Runs a command as systemd would by a unit: `python unit_sandbox.py [--writable DIR]… [--files-unit] COMMAND…`.
+"""Runs a command as systemd would by a unit: `python unit_sandbox.py [--writable DIR]… [UNIT] COMMAND…`.
+
+UNIT is `--files-unit` or `--gateway-unit`, and otherwise that of the agent.
 
 For machines on which systemd is not process 1. Mounts, capabilities and system-call filters are made from the unit's
 settings by the descriptions in systemd.exec(5); the groups of system calls are those of the installed systemd. A
@@ -15,7 +17,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from unit import FILES_UNIT, UNIT, unit_settings
+from unit import FILES_UNIT, GATEWAY_UNIT, UNIT, unit_settings
 
 from zeek_agent.containment import kernel
 
@@ -35,6 +37,8 @@ ELSEWHERE = {
     *("ConfigurationDirectory", "StandardInput", "StandardOutput", "StandardError"),
 }
 """The life of the service, its control group and its directories."""
+OF_GATEWAY = {"DynamicUser", "PrivateUsers", "PrivateTmp", "ProtectHome", "AmbientCapabilities"}
+"""Of the gateway's unit: they would hide the tests' Python and directories. It runs as root without capabilities."""
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWNET = 0x20000, 0x4000000, 0x40000000
 NAMESPACES = 0x7E020080
 """All flags CLONE_NEW* of clone(2)."""
@@ -139,13 +143,21 @@ def _mounts(settings: dict[str, list[str]], writable: Iterable[str]) -> None:
     _read_only("/dev", recursive=False, allowed=True)
     for path in writable:
         _read_only(path, allowed=True)
-    if _is_on(settings, "ProtectKernelTunables", "ProtectControlGroups", "PrivateMounts"):
+    _is_on(settings, "PrivateMounts")  # there are namespaces of their own in any case
+    if _is_on(settings, "ProtectKernelTunables", "ProtectControlGroups"):
         for path in filter(os.path.exists, TUNABLES):
             _mount("--bind", path, path)
             _read_only(path)
     if _is_on(settings, "ProtectKernelLogs", "ProtectKernelModules"):
         for path in filter(os.path.exists, (*KERNEL_SYMBOLS, *KERNEL_LOGS)):
             _mount("--bind", "/dev/null", path)
+    _processes(settings)
+
+
+def _processes(settings: dict[str, list[str]]) -> None:
+    if settings.pop("ProtectProc", None) == ["invisible"]:
+        assert settings.pop("ProcSubset") == ["pid"]
+        _mount("-t", "proc", "-o", "hidepid=invisible,subset=pid", "proc", "/proc")
 
 
 def _privileges(settings: dict[str, list[str]]) -> None:
@@ -204,8 +216,12 @@ def _restrict_calls(settings: dict[str, list[str]]) -> None:
     assert settings.pop("SystemCallArchitectures") == ["native"]
     allowed = Filter(KILL_PROCESS)
     names = members("@default") | {"restart_syscall"}
-    for word in settings.pop("SystemCallFilter"):
+    words = settings.pop("SystemCallFilter")
+    denied = next((at for at, word in enumerate(words) if word.startswith("~")), len(words))
+    for word in words[:denied]:
         names |= members(word) if word.startswith("@") else {word}
+    for word in words[denied:]:  # in the units here, a list that begins with `~` is the last one
+        names -= members(word.removeprefix("~"))
     for name in sorted(names):
         allowed.add(ALLOW, name)
     allowed.load()
@@ -219,7 +235,10 @@ def main(arguments: list[str]) -> None:
     unit = UNIT
     if arguments[0] == "--files-unit":
         unit, arguments = FILES_UNIT, arguments[1:]
-    settings = {name: words for name, words in unit_settings(unit).items() if name not in ELSEWHERE}
+    elif arguments[0] == "--gateway-unit":
+        unit, arguments = GATEWAY_UNIT, arguments[1:]
+    elsewhere = ELSEWHERE | (OF_GATEWAY if unit == GATEWAY_UNIT else set())
+    settings = {name: words for name, words in unit_settings(unit).items() if name not in elsewhere}
     os.umask(0o077)
     _mounts(settings, writable)
     _privileges(settings)

@@ -49,6 +49,12 @@ redef Cluster::Backend::ZeroMQ::connect_xpub_endpoint = "tcp://127.0.0.1:{xsub}"
 """
 """Where ZeroMQ is the backend, ports of one's own."""
 
+OWN_OPTIONS = """
+redef ZeekAgent::listen_port = {port}/tcp;
+redef ZeekAgent_Files::enabled = F;
+"""
+"""What a stock package does not have."""
+
 needs_zeek = pytest.mark.zeek
 
 
@@ -79,18 +85,21 @@ def records(log: Path) -> list[dict[str, Any]]:
 class Zeek:
     """A Zeek with the package, the same ports in each of its lives, and a directory for each."""
 
-    def __init__(self, site: str = "", *arguments: str, prefix: Sequence[str] = ()) -> None:
+    def __init__(self, site: str = "", *arguments: str, prefix: Sequence[str] = (), package: Path = PACKAGE) -> None:
         self.port = free_port()
         self.url = f"ws://127.0.0.1:{self.port}"
         self._command = [*prefix, "zeek", "-C", *arguments, "site.zeek"]
+        own = "" if package != PACKAGE else OWN_OPTIONS.format(port=self.port)
         self._site = f"""
-        @load {PACKAGE}
+        @load {package}
         {ZEROMQ_PORTS.format(xpub=free_port(), xsub=free_port())}
-        redef ZeekAgent::listen_port = {self.port}/tcp;
         redef Log::default_rotation_interval = 0secs;
-        redef ZeekAgent_Files::enabled = F;
+        {own}
         {site}
         """
+        self._environment = {name: value for name, value in os.environ.items() if not name.startswith("ZEEK_WEBSOCKET")}
+        if package != PACKAGE:
+            self._environment["ZEEK_WEBSOCKET_LISTEN_PORT"] = str(self.port)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, directory: Path) -> None:
@@ -103,7 +112,7 @@ class Zeek:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env={name: value for name, value in os.environ.items() if not name.startswith("ZEEK_WEBSOCKET")},
+                env=self._environment,
             )
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:

@@ -31,9 +31,11 @@ separator = ":"
 columns = [{ name = "kind", type = "text", summary = "`hosts`, …" }]
 """
 PACK: Final = Path(zeek_agent.__file__).parent / "collector/default.toml"
+OF_OTHER_PROGRAMS: Final = ("gateway.",)
 NEEDS_RESTART: Final = ("state_dir", "agent.", "sources.", "osquery.", "log.file", "log.entries", "control.")
 OTHER: Final[Mapping[str, object]] = {
     "zeek.destinations": ("ws://127.0.0.1:1/v1/messages/json",),
+    "bus.clusters": ("main",),
     "zeek.window_bytes_max": 8_000_000,
     "zeek.reconnect_max": 61.0,
     "access.tables_deny": ("users",),
@@ -150,7 +152,8 @@ def own_tables() -> Iterator[str]:
 async def test_every_setting_is_in_force_or_needs_a_restart(reloading: Reloading, own_tables: str) -> None:
     sections: dict[str, list[str]] = {}
     for name in settings():
-        sections.setdefault(name.rpartition(".")[0], []).append(name)
+        if not name.startswith(OF_OTHER_PROGRAMS):
+            sections.setdefault(name.rpartition(".")[0], []).append(name)
     for names in sections.values():
         await reloading.reload()
         changed = {name: other(name, reloading.directory) for name in names}

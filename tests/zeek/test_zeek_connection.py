@@ -6,31 +6,28 @@ import asyncio
 import json
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import pytest
 from places import TESTS
+from prepared_rows import IDENTITY, columns
+from prepared_rows import PreparedRows as Rows
 from waiting import until
 from zeek_server import BROKER_ACK, CLUSTER_ACK, Client, zeek_server
 
-from zeek_agent.config import LimitSettings, ZeekSettings
-from zeek_agent.database.database import Result, ResultColumn, Statement
+from zeek_agent.config import ZeekSettings
 from zeek_agent.destination import PATH
-from zeek_agent.errors import SqlError
-from zeek_agent.identity import Identity
 from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.queries.subscriptions import Change, Query, Report, Subscription
-from zeek_agent.schema import ZeekType
 from zeek_agent.terminal import doctor
 from zeek_agent.zeek import broker_json, protocol
 from zeek_agent.zeek.connection import ConnectionState, ZeekConnection
 from zeek_agent.zeek.protocol import AgentError, AgentHello, AgentShutdown, ResultRow
 
-IDENTITY = Identity("Hagent", "Iinstance")
 FAST = ZeekSettings(
     hello_interval=60.0,
     connect_timeout=2.0,
@@ -42,54 +39,6 @@ FAST = ZeekSettings(
 )
 CAPTURE = TESTS / "captures" / "zeek-9.1-package-2.4-agent-2.3.jsonl"
 CAPTURED_AGENT = "H6sCElvPqe0P8W73ADijZGY"
-HELLO = ("Hagent", "Iinstance", "here", ("192.0.2.1", "fd00::1"), "Linux", "Debian", "Linux", "6.1", "x86_64")
-
-
-def columns(*types: str) -> tuple[ResultColumn, ...]:
-    return tuple(ResultColumn(f"c{index}", ZeekType.parse(name)) for index, name in enumerate(types))
-
-
-@dataclass
-class Rows:
-    """A database whose statements are names of prepared results."""
-
-    results: dict[str, tuple[tuple[ResultColumn, ...], list[tuple[Any, ...]]]] = field(default_factory=dict)
-    tables: dict[str, object] = field(default_factory=dict)
-    asked: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        types = ("text", "text", "text", "set[address]", *["text"] * 5, "count", "interval", "set[text]")
-        self.results["SELECT * FROM zeek_agent"] = (columns(*types), [(*HELLO, 300000000, 1.5, ("users",))])
-        self.results["SELECT 1"] = (columns("count"), [(1,)])
-
-    async def query(self, sql: str, **_: object) -> Result:
-        self.asked.append(sql)
-        if sql == "SELECT broken":
-            raise SqlError("no luck")
-        kinds, rows = self.results[sql]
-        return Result(kinds, list(rows))
-
-    async def own_rows(self, name: str) -> Result:
-        self.asked.append(name)
-        if f"SELECT * FROM {name}" not in self.results:
-            raise SqlError("no luck")
-        kinds, rows = self.results[f"SELECT * FROM {name}"]
-        return Result(kinds, list(rows))
-
-    async def encoded(self, sql: str, encoding: object, **arguments: object) -> Result:
-        """A database without worker processes."""
-        return await self.query(sql, **arguments)
-
-    async def prepare(self, sql: str, **_: object) -> Statement:
-        if sql not in self.results and sql != "SELECT broken":
-            raise SqlError("no such table: nowhere")
-        return Statement((), frozenset())
-
-    def check_length(self, sql: str, origin: str) -> None:
-        assert len(sql) < LimitSettings().statement_bytes
-
-    def on_change(self, callback: Callable[[], None]) -> None:
-        pass
 
 
 @dataclass
@@ -511,7 +460,7 @@ async def test_a_zeek_that_does_not_read_bounds_data_in_flight_and_gets_all_afte
         await asyncio.sleep(1.0)
         paused = one.connection.status()
         assert one.connection.session is not None
-        buffered = one.connection.session._websocket.transport.get_write_buffer_size()
+        buffered = one.connection.session._transport._websocket.transport.get_write_buffer_size()
         client.resume()
         await client.expect(ResultRow, number=20_000, seconds=60)
         await until(lambda: one.connection.status().queued_rows == 0)

@@ -18,7 +18,7 @@ from websockets.protocol import State
 from zeek_agent.collector.agents import KnownAgent
 from zeek_agent.collector.hosts import Peer
 from zeek_agent.collector.receive_memory import BoundedConnection
-from zeek_agent.collector.tls import subject
+from zeek_agent.collector.tls import may_speak_for, subject
 
 ANSWER_SECONDS: Final = 5.0
 """How long the connection that holds an id may take to answer when another one claims it."""
@@ -33,6 +33,8 @@ class CollectorClient:
     agent_ids: set[str] = field(default_factory=set)
     waits_for_disk: bool = False
     """Whether it is not read, because too much waits for the disk; its pongs are not seen then."""
+    gateway: str | None = None
+    """The name of the gateway as which it has announced itself."""
 
     @property
     def peer(self) -> str:
@@ -47,11 +49,17 @@ class CollectorClient:
         """Its address, and the subject of its certificate."""
         address = self.connection.remote_address
         named = subject(self.connection.transport.get_extra_info("peercert"))
-        return Peer(None if not address or isinstance(address, str) else str(address[0]), named)
+        return Peer(None if not address or isinstance(address, str) else str(address[0]), named, self.gateway)
+
+    def may_speak_for(self, agent_id: str) -> bool:
+        """Whether its certificate names that agent, or is a gateway's."""
+        return may_speak_for(self.connection.transport.get_extra_info("peercert"), agent_id)
 
     @property
     def certificate_digest(self) -> bytes | None:
-        """The digest of its certificate, if it has one."""
+        """The digest of its certificate, if it has one. A gateway's does not count: its agents change gateways."""
+        if self.gateway is not None:
+            return None
         encrypted = self.connection.transport.get_extra_info("ssl_object")
         certificate = None if encrypted is None else encrypted.getpeercert(binary_form=True)
         return None if certificate is None else hashlib.sha256(certificate).digest()
@@ -133,7 +141,8 @@ class IdHolders:
         while (held := self._by_id.get(agent.id)) is not None and held.client is not client:
             if claim.is_same_agent(held):
                 break
-            if await held.client.answers(ANSWER_SECONDS):
+            # A gateway has decided about its own agents, and its other agents do not wait for an answer here.
+            if client.gateway is not None or await held.client.answers(ANSWER_SECONDS):
                 raise IdInUseError(held)
             if client.connection.state is not State.OPEN:
                 await client.connection.ping()  # raises

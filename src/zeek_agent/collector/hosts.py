@@ -61,6 +61,8 @@ class Host(Struct, kw_only=True, omit_defaults=True):
     """The address from which it last connected."""
     certificate: str | None = None
     """The subject of its client certificate."""
+    gateway: str | None = None
+    """The gateway through which it last connected; address and certificate are the gateway's."""
     version: int | None = None
     platform: str | None = None
     os_name: str | None = None
@@ -91,6 +93,8 @@ class Peer(Struct, frozen=True):
 
     address: str | None = None
     certificate: str | None = None
+    gateway: str | None = None
+    """Its name, if it is a gateway, which has many agents."""
 
 
 class Hosts:
@@ -173,7 +177,7 @@ class Hosts:
         host.instance = _cut(agent.instance)
         host.hostname = _cut(agent.hostname)
         host.addresses = tuple(sorted(map(str, agent.addresses or ())))[:ADDRESSES_MAX]
-        host.peer, host.certificate = peer.address, _cut(peer.certificate)
+        host.peer, host.certificate, host.gateway = peer.address, _cut(peer.certificate), _cut(peer.gateway)
         host.version = agent.version if agent.version is None or 0 <= agent.version <= COUNT_MAX else None
         host.platform, host.os_name = _cut(agent.platform), _cut(agent.os_name)
         if is_new or agent.state != "update":

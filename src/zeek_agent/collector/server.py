@@ -48,7 +48,7 @@ from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.text import byte_length, clipped
 from zeek_agent.zeek import message_limits, protocol
 from zeek_agent.zeek.broker_json import ProtocolError
-from zeek_agent.zeek.protocol import AgentHello, Message, ZeekHello
+from zeek_agent.zeek.protocol import AgentHello, AgentLeft, Message, ZeekHello
 
 ZEEK_VERSION: Final = "9.0.0"
 ZEEK_VERSION_NUMBER: Final = 90_000
@@ -73,7 +73,9 @@ SEND_BYTES: Final = 1024 * 1024
 
 ID_IN_USE: Final = "another connection with this agent id answers (a cloned host? remove its identity.json)"
 """The reason in a close frame has at most 123 bytes."""
+ID_NOT_CERTIFIED: Final = "the agent id is not the one in the agent's certificate"
 
+_GATEWAY: Final = re.compile(rf"{protocol.GATEWAY_APPLICATION}[^/]+/([A-Za-z0-9_-]{{1,64}})")
 _APPLICATION_NAME = re.compile(r"[A-Za-z0-9/_.:=*@-]+")
 _ALPHABET: Final = string.digits + string.ascii_letters
 
@@ -85,13 +87,17 @@ class CollectorLimits:
     """Limits for all clients together, and for each of them."""
 
     connections: int = 1000
-    agents: int = 10_000
+    agents: int = 25_000
+    gateway_agents: int = 20_000
+    """Those of all gateways together, so that there is room for others."""
     message_bytes: int = 32 * 1024 * 1024
     """Enough for an agent's longest value (4 MiB) with every byte escaped."""
     unread_bytes: int = POOL_BYTES
     """Received but unread, of all connections together, beyond the allowance of each."""
     per_connection: int = 1000
     """Subscriptions of one connection, and agents behind it."""
+    per_gateway: int = 10_000
+    """Agents behind a connection that has announced itself as a gateway."""
 
 
 class Collector:
@@ -395,6 +401,7 @@ class Collector:
             return await _refuse(client, "invalid_uri", f"Invalid URI - use {PATH}")
         if not all(map(_APPLICATION_NAME.fullmatch, request.headers.get_all("X-Application-Name"))):
             return await _refuse(client, "invalid_application_name", "Invalid X-Application-Name")
+        client.gateway = _gateway(request.headers.get_all("X-Application-Name"))
         problem = await self._subscribe(client)
         if problem is not None:
             return await _refuse(client, "deserialization_failed", problem)
@@ -440,11 +447,23 @@ class Collector:
             agent_id = event.context.agent_id
             if not isinstance(event, AgentHello) and self._holders.holder(agent_id) not in (None, client):
                 raise ProtocolError(f"agent {clipped(agent_id)} has another connection")
+            if not isinstance(event, AgentHello) and not self._may_speak_for(client, agent_id):
+                raise ProtocolError(f"agent {clipped(agent_id)} is not the one that the certificate names")
+            if isinstance(event, AgentLeft):
+                self._agent_left(client, agent_id)
+                return None
             return self._intake.handle(event)
         except ProtocolError as error:
             only = next(iter(client.agent_ids)) if len(client.agent_ids) == 1 else None
             self._intake.refuse(f"message from {client.peer}: {error}", only)
             return ProtocolError(str(error))
+
+    def _agent_left(self, client: CollectorClient, agent_id: str) -> None:
+        """A gateway has lost an agent: as if the agent's own connection had ended."""
+        if agent_id in client.agent_ids:
+            self._holders.drop(agent_id)
+            self._intake.left(agent_id)
+            self._without_dialects.discard(agent_id)
 
     async def _answer(self, client: CollectorClient, outcome: KnownAgent | ProtocolError | None) -> None:
         if isinstance(outcome, ProtocolError):
@@ -454,7 +473,15 @@ class Collector:
 
     async def _welcome(self, client: CollectorClient, agent: KnownAgent) -> None:
         """Admit the agent of a hello, and send it what it needs if it has joined or reconnected."""
-        if agent.id not in client.agent_ids and len(client.agent_ids) >= self._limits.per_connection:
+        if not self._may_speak_for(client, agent.id):
+            named = client.origin.certificate
+            self._refused_hello(client, agent, f"its certificate is that of {named} (collector.tls.ids)")
+            if client.agent_ids:
+                await client.connection.send(protocol.error("agent_id_not_certified", ID_NOT_CERTIFIED))
+            else:
+                await _refuse(client, "agent_id_not_certified", ID_NOT_CERTIFIED)
+            return
+        if agent.id not in client.agent_ids and self._is_full(client):
             await self._answer(client, self._refused_hello(client, agent, "too many agents on one connection"))
             return
         try:
@@ -473,7 +500,17 @@ class Collector:
             await self._answer(client, self._refused_hello(client, agent, str(error)))
             return
         if known.state != "update" or lost is not None:
-            await self._publish(client, self._opening_frames(known.id))
+            await self._publish(client, self._opening_frames(client, known.id))
+
+    def _is_full(self, client: CollectorClient) -> bool:
+        """Whether a connection has as many agents as it may have."""
+        if client.gateway is None:
+            return len(client.agent_ids) >= self._limits.per_connection
+        of_gateways = sum(len(one.agent_ids) for one in self._clients if one.gateway is not None)
+        return len(client.agent_ids) >= self._limits.per_gateway or of_gateways >= self._limits.gateway_agents
+
+    def _may_speak_for(self, client: CollectorClient, agent_id: str) -> bool:
+        return self._settings.tls.ids != "certificate" or client.may_speak_for(agent_id)
 
     def _make_room(self, newcomer: CollectorClient) -> None:
         """Make room for another agent at the cost of those that are away, or else of the connection with most agents.
@@ -483,7 +520,8 @@ class Collector:
         self._intake.make_room()
         if not self._intake.agents.is_full:
             return
-        most = max(self._clients, key=lambda client: len(client.agent_ids))
+        others = (client for client in self._clients if client.gateway is None)  # gateways have a limit of their own
+        most = max(others, key=lambda client: len(client.agent_ids), default=newcomer)
         if most is newcomer or len(most.agent_ids) <= len(newcomer.agent_ids):
             return
         reason = f"too many agents, of which this connection has {len(most.agent_ids):,}"
@@ -523,17 +561,17 @@ class Collector:
         if not lost.client.agent_ids:
             disconnect(lost.client, "replaced by another connection")
 
-    def _opening_frames(self, agent_id: str) -> Iterable[tuple[str, str]]:
+    def _opening_frames(self, client: CollectorClient, agent_id: str) -> Iterable[tuple[str, str]]:
         """Topic and frame of a hello and of all queries, for an agent that has joined or reconnected."""
         topic = protocol.host_topic(agent_id)
-        yield topic, protocol.zeek_hello(topic, self._hello)
+        yield topic, protocol.zeek_hello(topic, self._hello(client))
         for query_id, query in self._queries.items():
             for topic in self._topics_for(query, agent_id):
                 yield topic, protocol.install_query(topic, self.instance, query_id, query.query)
 
-    @property
-    def _hello(self) -> ZeekHello:
-        return ZeekHello(self.instance, ZEEK_VERSION, ZEEK_VERSION_NUMBER)
+    def _hello(self, client: CollectorClient) -> ZeekHello:
+        features = frozenset() if client.gateway is None else frozenset({protocol.LEFT})
+        return ZeekHello(self.instance, ZEEK_VERSION, ZEEK_VERSION_NUMBER, features=features)
 
     async def _publish(self, sender: CollectorClient, frames: Iterable[tuple[str, str]]) -> None:
         """Send to all subscribers, but wait only for the agent that the frames are for."""
@@ -559,7 +597,9 @@ class Collector:
         topic = protocol.group_topic("all")
         while True:
             await asyncio.sleep(HELLO_INTERVAL_SECONDS)
-            self._broadcast(topic, protocol.zeek_hello(topic, self._hello))
+            for client in self._clients:
+                if client.subscribes_to(topic):
+                    _send_soon(client, protocol.zeek_hello(topic, self._hello(client)))
 
     async def _flush_logs(self) -> None:
         while not self._stopping:
@@ -605,6 +645,14 @@ class Collector:
                 "agents with a certificate"
             )
             log.warning("%s", self.warning)
+
+
+def _gateway(applications: Iterable[str]) -> str | None:
+    """The name of the gateway that a client's application is."""
+    for name in applications:
+        if (match := _GATEWAY.fullmatch(name)) is not None:
+            return match[1]
+    return None
 
 
 async def _refuse(client: CollectorClient, code: str, context: str) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from zeek_agent.config import CollectorTlsSettings
 from zeek_agent.errors import UsageError
+from zeek_agent.fleet.enrolled import GATEWAY_UNIT
 
 HANDSHAKE_SECONDS: Final = 10.0
 """How long a client may take for the TLS handshake."""
@@ -119,6 +120,8 @@ def check(settings: CollectorTlsSettings) -> None:
         for name in ("key", "client_ca"):
             if getattr(settings, name) is not None:
                 raise UsageError(f"collector.tls.{name} needs a collector.tls.certificate")
+    if settings.ids == "certificate" and settings.client_ca is None:
+        raise UsageError('collector.tls.ids = "certificate" needs a collector.tls.client_ca')
 
 
 def exposed_key(settings: CollectorTlsSettings) -> str | None:
@@ -136,6 +139,13 @@ def subject(certificate: Mapping[str, Any] | None) -> str | None:
     names = [f"{_SHORT.get(name, name)}={value}" for part in certificate.get("subject", ()) for name, value in part]
     names = names or [f"{kind}:{value}" for kind, value in certificate.get("subjectAltName", ())[:1]]
     return ", ".join(names) or None
+
+
+def may_speak_for(certificate: Mapping[str, Any] | None, agent_id: str) -> bool:
+    """Whether a certificate names that agent, or is a gateway's, which speaks for many."""
+    names = [named for part in (certificate or {}).get("subject", ()) for named in part]
+    is_gateway = ("organizationalUnitName", GATEWAY_UNIT) in names
+    return is_gateway or [value for name, value in names if name == "commonName"] == [agent_id]
 
 
 _SHORT: Final = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU", "countryName": "C"}

@@ -29,6 +29,7 @@ TOKEN_PREFIXES: Final = (
     "hvs.", "hvb.", "hvr.",  # HashiCorp Vault: "Tokens", prefixes
     "npm_", "pypi-AgEI", "dop_v1_", "doo_v1_", "dckr_pat_", "AIza", "ya29.", "SG.", "shpat_", "sk-ant-", "sk-proj-",
     "tskey-", "glsa_", "AGE-SECRET-KEY-1", "ATATT3x",
+    "zat1_",  # enrolment tokens of this agent (fleet/tokens.py)
 )  # fmt: skip
 """Beginnings by which the issuers' documentation recognizes a token."""
 

@@ -181,10 +181,17 @@ zeek_agent_gaps = Table(
 zeek_agent_connections = Table(
     "zeek_agent_connections",
     "connections to Zeek and their status",
-    description="One row per configured destination, connected or not. Counters start when the agent starts.",
+    description=(
+        "One row per configured destination, connected or not. A bus has one row per Zeek cluster with which the agent "
+        "has had a session, and one for itself while there is no session. Counters start when the agent starts."
+    ),
     columns=[
-        Column("destination", "text", "URL, or `embedded` for the embedded collector"),
-        Column("state", "text", "`connecting`, `connected`, `waiting` to retry after a failure, or `stopped`"),
+        Column("destination", "text", "URL, `embedded` for the embedded collector, or `nats:CLUSTER`"),
+        Column(
+            "state",
+            "text",
+            "`connecting`, `connected`, `waiting` after a failure or while a gateway has no Zeek, or `stopped`",
+        ),
         Column("since", "time", "when it entered that state"),
         Column("endpoint", "text", "Zeek's name for its side of the connection"),
         Column(
@@ -196,8 +203,8 @@ zeek_agent_connections = Table(
         Column("instances", "count", "Zeek instances reached through the connection"),
         Column("queries", "count", "queries installed by these instances"),
         Column("queued_rows", "count", "rows waiting to be sent"),
-        Column("unacknowledged_bytes", "count", "bytes sent but not yet acknowledged by a pong"),
-        Column("window_bytes", "count", "limit on unacknowledged bytes"),
+        Column("unacknowledged_bytes", "count", "bytes sent but not yet acknowledged by a pong or a gateway"),
+        Column("window_bytes", "count", "limit on unacknowledged bytes; on the bus, on what is sent without a grant"),
         Column("sent_rows", "count", "rows sent"),
         Column("sent_bytes", "count", "bytes sent"),
         Column("dropped_rows", "count", "rows discarded"),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import structs
 
+from zeek_agent import destination, paths
 from zeek_agent.access import AccessPolicy
 from zeek_agent.access_defaults import SECRETS_DENY
 from zeek_agent.config import AccessSettings
@@ -21,7 +22,8 @@ from zeek_agent.errors import UsageError
 from zeek_agent.host_tables import host_tables, own_tables
 
 if TYPE_CHECKING:
-    from zeek_agent.config import Config
+    from zeek_agent.config import Config, TlsSettings
+    from zeek_agent.destination import Destination
 
 
 log = logging.getLogger(__name__)
@@ -135,6 +137,14 @@ def check_contents(config: Config) -> None:
         from zeek_agent.zeek import tls
 
         tls.client_context(config.zeek.tls)
+    if _bus(config):
+        from zeek_agent.bus import credentials
+        from zeek_agent.zeek import tls
+
+        files = credentials.locate(config.bus, paths.locate(config).state)
+        tls.client_context(files.tls, "bus.tls")
+        if files.credentials is not None:
+            credentials.read(files.credentials)
 
 
 def all_problems(config: Config) -> tuple[list[str], list[str]]:
@@ -159,10 +169,15 @@ def _problems(config: Config) -> Iterator[UsageError]:
     yield from _table_rules(config)
     yield from _column_rules(config)
     yield from _path_rules(config.access)
-    tls = config.zeek.tls
-    for name, file in (("ca_file", tls.ca_file), ("certificate", tls.certificate), ("key", tls.key)):
+    for name, file in (*_tls_files("zeek.tls", config.zeek.tls), *_tls_files("bus.tls", config.bus.tls)):
         if file is not None and not os.access(file, os.R_OK):
-            yield UsageError(f"zeek.tls.{name}: cannot read {file}")
+            yield UsageError(f"{name}: cannot read {file}")
+    if config.bus.credentials is not None and not os.access(config.bus.credentials, os.R_OK):
+        yield UsageError(f"bus.credentials: cannot read {config.bus.credentials}")
+    for target in _bus(config):
+        from zeek_agent.bus.connection import require_packages
+
+        yield from _refused(partial(require_packages, target))
     if config.control.group is not None:
         yield from _refused(partial(group_id, config.control.group, "control"))
     if config.metrics.group is not None:
@@ -172,6 +187,16 @@ def _problems(config: Config) -> Iterator[UsageError]:
     for item in config.osquery.required_columns:
         if not all(item.partition(".")[::2]):
             yield UsageError(f"osquery.required_columns: expected `table.column`, got {item!r}")
+
+
+def _tls_files(section: str, settings: TlsSettings) -> Iterator[tuple[str, str | None]]:
+    yield f"{section}.ca_file", settings.ca_file
+    yield f"{section}.certificate", settings.certificate
+    yield f"{section}.key", settings.key
+
+
+def _bus(config: Config) -> list[Destination]:
+    return [one for one in destination.parse_all(config.zeek.destinations) if one.is_bus]
 
 
 def _access(settings: AccessSettings) -> Iterator[UsageError]:

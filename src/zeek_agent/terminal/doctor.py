@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import apsw
 import msgspec
 
-from zeek_agent import directories, locks, paths
+from zeek_agent import destination, directories, locks, paths
 from zeek_agent.control.messages import NoAgentError
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.events.store import NewerStoreError
@@ -70,8 +70,13 @@ def run_checks(config: Config, origins: Mapping[str, str]) -> list[Check]:
         checks += [*_privileges(), *_kernel(), *_bpf(), *_cgroup(), *_audit()]
         checks += [*worker_checks.protections(config), *worker_checks.fuse_timeout()]
     checks += _osquery(config.osquery)
-    for url in config.zeek.destinations:
-        checks += _zeek(url, config.zeek)
+    for target in destination.parse_all(config.zeek.destinations):
+        if target.is_bus:
+            from zeek_agent.terminal import bus_checks
+
+            checks += bus_checks.checks(config, places, target)
+        else:
+            checks += _zeek(str(target), config.zeek)
     return checks
 
 
@@ -369,7 +374,6 @@ def _zeek(url: str, settings: ZeekSettings) -> Iterator[Check]:
     """Connect as the agent would, subscribe to nothing, and wait for the acknowledgement."""
     from websockets.exceptions import WebSocketException
 
-    from zeek_agent import destination
     from zeek_agent.zeek import connection_errors
 
     target = destination.parse(url)

@@ -44,9 +44,12 @@ COLUMNS: Final = [
         ("instance", "text"),
         ("addresses", "set[text]"),
         ("certificate", "text"),
+        ("gateway", "text"),
     )
 ]
-MAIN: Final = ("host", "state", "last_seen", "address", "version", "lost", "gaps", "errors", "conflicts", "id")
+MAIN: Final = (
+    "host", "state", "last_seen", "address", "gateway", "version", "lost", "gaps", "errors", "conflicts", "id",
+)  # fmt: skip
 """The columns of a table, which is to fit on a terminal."""
 UNKNOWN: Final = "unknown"
 """State of a host that was not offline when the collector ended."""
@@ -162,6 +165,7 @@ def _rows(known: KnownHosts, filters: Filters) -> Iterator[Sequence[Any]]:
                 host.instance,
                 host.addresses,
                 host.certificate,
+                host.gateway,
             )
 
 

@@ -160,14 +160,14 @@ class MessageReader:
     def __init__(self, shape: type[T] | Any) -> None:
         self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(shape)
 
-    def read(self, raw: bytes | str) -> Any:
-        """The message. Raises ProtocolError for anything else."""
+    def read(self, raw: bytes | str, *, repair: bool = True) -> Any:
+        """The message. Raises ProtocolError for anything else; without `repair`, for loose JSON, too."""
         try:
             return self._decoder.decode(raw)
         except RecursionError:
             raise ProtocolError("message is nested too deeply") from None
         except (msgspec.DecodeError, ValueError) as error:
-            if len(raw) > REPAIR_BYTES_MAX:
+            if not repair or len(raw) > REPAIR_BYTES_MAX:
                 raise ProtocolError(f"cannot read message of {len(raw):,} bytes: {error}") from None
             return self._read_repaired(raw.encode(errors="surrogatepass") if isinstance(raw, str) else raw)
 

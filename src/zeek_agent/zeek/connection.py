@@ -13,7 +13,7 @@ import random
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -28,6 +28,7 @@ from zeek_agent.zeek import broker_json, connection_errors, message_limits, prot
 from zeek_agent.zeek.instance import Traffic
 from zeek_agent.zeek.pongs import BoundedClientConnection
 from zeek_agent.zeek.session import Session
+from zeek_agent.zeek.transport import WebSocketTransport
 
 if TYPE_CHECKING:
     from zeek_agent.config import ZeekSettings
@@ -115,6 +116,34 @@ async def open_websocket(
     )
 
 
+async def subscribe(websocket: ClientConnection, topics: Sequence[str], seconds: float) -> protocol.Ack:
+    """Subscribe and wait for the acknowledgement. Raises UnusableError if it is missing after `seconds` or unusable."""
+    await websocket.send(protocol.subscription_message(topics))
+    try:
+        async with asyncio.timeout(seconds):
+            while not isinstance(answer := protocol.read_message(await websocket.recv(decode=False)), protocol.Ack):
+                if isinstance(answer, protocol.Error):
+                    raise connection_errors.UnusableError(
+                        f"refused the agent: {clipped(f'{answer.code}: {answer.context}')}"
+                    )
+    except TimeoutError:
+        raise connection_errors.UnusableError(connection_errors.NO_ACK.format(seconds=seconds)) from None
+    for name in (answer.endpoint, answer.version):
+        if byte_length(name) > message_limits.NAME_BYTES_MAX:
+            raise connection_errors.UnusableError(
+                connection_errors.LONG_NAME.format(most=message_limits.NAME_BYTES_MAX, name=clipped(name))
+            )
+    if answer.lacks_backend:
+        raise connection_errors.UnusableError(connection_errors.NO_BACKEND)
+    return answer
+
+
+def limit_send_buffer(websocket: ClientConnection) -> None:
+    """Keep the kernel's buffer small, behind which the answers to Zeek's pings are queued."""
+    raw_socket: socket.socket = websocket.transport.get_extra_info("socket")
+    raw_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+
+
 class ZeekConnection:
     """Keeps the agent connected to one destination. Raises UsageError for an invalid destination.
 
@@ -144,7 +173,7 @@ class ZeekConnection:
         self._runner = runner
         self._clock = clock
         self._monotonic = monotonic
-        self._topics = protocol.subscriptions(identity.agent, settings.groups, _platform_group(platform))
+        self._topics = protocol.subscriptions(identity.agent, settings.groups, platform_group(platform))
         self._session: Session | None = None
         self._work: asyncio.Task[None] | None = None
         self._stopping = False
@@ -189,6 +218,9 @@ class ZeekConnection:
             self._work.cancel()
         return instances
 
+    def statuses(self) -> Sequence[ConnectionStatus]:
+        return (self.status(),)
+
     def status(self) -> ConnectionStatus:
         session = self._session
         return ConnectionStatus(
@@ -222,21 +254,17 @@ class ZeekConnection:
             lasted = self._monotonic() - began
             failures = 0 if lasted > self._settings.reconnect_max else failures + 1
             self._enter(ConnectionState.WAITING)
-            await asyncio.sleep(self._pause(failures))
+            await asyncio.sleep(reconnect_pause(self._settings, failures))
             self._reconnects += 1
-
-    def _pause(self, failures: int) -> float:
-        """Seconds until the next attempt: random, up to a bound that doubles with each failure."""
-        bound = self._settings.reconnect_min * 2.0 ** min(max(failures - 1, 0), 30)
-        return random.uniform(0, min(bound, self._settings.reconnect_max))
 
     async def _connect_and_work(self) -> None:
         self._enter(ConnectionState.CONNECTING)
         websocket = await self._open()
         try:
-            ack = await self._subscribe(websocket)
+            ack = await subscribe(websocket, self._topics, self._settings.ack_timeout)
+            padding = protocol.BROKER_FRAME_BYTES if ack.is_broker else 0
             session = self._session = Session(
-                websocket,
+                WebSocketTransport(websocket, self._settings, self._monotonic, frame_bytes_min=padding),
                 ack,
                 frozenset(self._topics),
                 url=self._url,
@@ -259,7 +287,7 @@ class ZeekConnection:
             if self._session is not None:
                 self._sent_bytes += self._session.sender.sent_bytes
                 self._session = None
-            await _close(websocket)
+            await close(websocket)
 
     def _described(self, ack: protocol.Ack) -> str:
         """The server, with its version if it is a Zeek."""
@@ -270,31 +298,8 @@ class ZeekConnection:
     async def _open(self) -> ClientConnection:
         connected = await self._dial() if self._dial is not None else None
         websocket = await open_websocket(self.destination, self._settings, APPLICATION, connected)
-        raw_socket: socket.socket = websocket.transport.get_extra_info("socket")
-        raw_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        limit_send_buffer(websocket)
         return websocket
-
-    async def _subscribe(self, websocket: ClientConnection) -> protocol.Ack:
-        """Subscribe and wait for the acknowledgement. Raises UnusableError if it is missing or unusable."""
-        await websocket.send(protocol.subscription_message(self._topics))
-        seconds = self._settings.ack_timeout
-        try:
-            async with asyncio.timeout(seconds):
-                while not isinstance(answer := protocol.read_message(await websocket.recv(decode=False)), protocol.Ack):
-                    if isinstance(answer, protocol.Error):
-                        raise connection_errors.UnusableError(
-                            f"refused the agent: {clipped(f'{answer.code}: {answer.context}')}"
-                        )
-        except TimeoutError:
-            raise connection_errors.UnusableError(connection_errors.NO_ACK.format(seconds=seconds)) from None
-        for name in (answer.endpoint, answer.version):
-            if byte_length(name) > message_limits.NAME_BYTES_MAX:
-                raise connection_errors.UnusableError(
-                    connection_errors.LONG_NAME.format(most=message_limits.NAME_BYTES_MAX, name=clipped(name))
-                )
-        if answer.lacks_backend:
-            raise connection_errors.UnusableError(connection_errors.NO_BACKEND)
-        return answer
 
     def _note_failure(self, error: Exception) -> None:
         """Log why a connection failed or ended, once per cause until it has worked again."""
@@ -308,12 +313,18 @@ class ZeekConnection:
             self._state, self._since = state, self._clock()
 
 
-def _platform_group(platform: str) -> str:
+def reconnect_pause(settings: ZeekSettings, failures: int) -> float:
+    """Seconds until the next attempt: random, up to a bound that doubles with each failure."""
+    bound = settings.reconnect_min * 2.0 ** min(max(failures - 1, 0), 30)
+    return random.uniform(0, min(bound, settings.reconnect_max))
+
+
+def platform_group(platform: str) -> str:
     """The group of all agents on a platform, with version 2's names."""
     return {"win32": "windows"}.get(platform, platform)
 
 
-async def _close(websocket: ClientConnection) -> None:
+async def close(websocket: ClientConnection) -> None:
     """Close in any state with a close frame, but do not wait long for a peer that does not read."""
     try:
         async with asyncio.timeout(CLOSE_TIMEOUT_SECONDS):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from zeek_agent.config import ZeekSettings
     from zeek_agent.database.encodings import FrameBatch
     from zeek_agent.queries.subscriptions import Query, Report
-    from zeek_agent.zeek.back_pressure import Sender
+    from zeek_agent.zeek.transport import FrameSender
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Instance:
     id: str
     agent_id: str
     identity: str
-    sender: Sender
+    sender: FrameSender
     settings: ZeekSettings
     traffic: Traffic
     last_seen: float

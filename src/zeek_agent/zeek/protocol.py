@@ -37,8 +37,17 @@ CANCEL_QUERY: Final = "ZeekAgentAPI::cancel_query_v1"
 ROWS: Final = "ZeekAgentAPI::rows_v1"
 """A query with this event requests its rows in batches."""
 ROWS_ACK: Final = "ZeekAgentAPI::rows_ack_v1"
+GATEWAY_APPLICATION: Final = "zeek-agent-gateway/"
+"""Beginning of the application's name of a gateway's WebSocket: `zeek-agent-gateway/VERSION/NAME`."""
+AGENT_LEFT: Final = "ZeekAgentAPI::agent_left_v1"
+"""A gateway has lost an agent that did not shut down."""
 BATCHES: Final = "batches"
 """The feature, named in both hellos, of sending and accepting rows in batches."""
+VIA: Final = "via"
+"""The feature of a package that addresses an agent behind a gateway at a topic of that gateway (`via_topic`). Such an
+agent's hello has the feature `via/GATEWAY`."""
+LEFT: Final = "left"
+"""The feature of a package, or a collector, that understands `AGENT_LEFT`."""
 DIALECTS: Final = "dialects"
 """The feature, named in an agent's hello, of queries with a dialect: an additional field of theirs."""
 
@@ -65,6 +74,7 @@ BROKER_FRAME_BYTES: Final = 2048
 """Minimum payload of a text frame for Broker's own server, which drops a client when it receives a shorter one in
 pieces, as happens with several frames in flight (zeek/broker#458) and on any network. Blanks may follow the JSON."""
 
+_QUERY_TOPICS: Final = "/zeek-agent/query/"
 _ENUM: Final = "ZeekAgent::"
 _QUERY_FIELDS: Final = 7
 """Those of version 1. A query with a dialect has it as the next field, for agents that announce `DIALECTS`."""
@@ -80,6 +90,17 @@ def host_topic(agent_id: str) -> str:
 def group_topic(group: str, agent_id: str | None = None) -> str:
     """Topic of messages from Zeek to the agents of a group, or to one agent as its member."""
     return f"/zeek-agent/query/group/{group}" if agent_id is None else f"/zeek-agent/query/group/{agent_id}/{group}"
+
+
+def via_topic(gateway: str, topic: str = "") -> str:
+    """Topic of messages to an agent behind a gateway, in place of its host or group topic."""
+    return f"/zeek-agent/query/via/{gateway}/{topic.removeprefix(_QUERY_TOPICS)}"
+
+
+def without_via(gateway: str, topic: str) -> str:
+    """The agent's own topic for one of `via_topic`; any other as it is."""
+    via = via_topic(gateway)
+    return _QUERY_TOPICS + topic[len(via) :] if topic.startswith(via) else topic
 
 
 def response_topic(agent_id: str, instance: str = "all") -> str:
@@ -249,6 +270,14 @@ class AgentShutdown:
 
 
 @dataclass(frozen=True, slots=True)
+class AgentLeft:
+    """A gateway has lost an agent."""
+
+    context: Context
+    gateway: str
+
+
+@dataclass(frozen=True, slots=True)
 class AgentError:
     context: Context
     message: str
@@ -273,7 +302,7 @@ class ResultBatch:
 
 
 ZeekEvent: TypeAlias = ZeekHello | ZeekShutdown | InstallQuery | CancelQuery | RowsAck
-AgentEvent: TypeAlias = AgentHello | AgentShutdown | AgentError | ResultRow | ResultBatch
+AgentEvent: TypeAlias = AgentHello | AgentShutdown | AgentLeft | AgentError | ResultRow | ResultBatch
 
 
 class _Envelope(Struct):
@@ -293,9 +322,9 @@ _ENVELOPE: Final = broker_json.MessageReader(_Envelope)
 _TOPICS: Final = broker_json.MessageReader(list[str])
 
 
-def read_message(raw: bytes | str) -> Ack | Error | Message:
-    """The message in a frame. Raises ProtocolError for anything else."""
-    envelope: _Envelope = _ENVELOPE.read(raw)
+def read_message(raw: bytes | str, *, repair: bool = True) -> Ack | Error | Message:
+    """The message in a frame. Raises ProtocolError for anything else; without `repair`, for loose JSON, too."""
+    envelope: _Envelope = _ENVELOPE.read(raw, repair=repair)
     if envelope.type == "ack":
         return Ack(envelope.endpoint, envelope.version)
     if envelope.type == "error":
@@ -345,6 +374,8 @@ def agent_event(message: Message) -> AgentEvent:
         return AgentHello(context, _field(arguments, 1, broker_json.Vector, "columns"))
     if message.event == AGENT_SHUTDOWN:
         return AgentShutdown(context)
+    if message.event == AGENT_LEFT:
+        return AgentLeft(context, _text(arguments, 1, "gateway"))
     if message.event == AGENT_ERROR:
         return AgentError(context, _text(arguments, 1, "msg"))
     if message.event == ROWS:
@@ -489,6 +520,12 @@ def agent_hello(context: Context, columns: str) -> str:
 
 def agent_shutdown(context: Context) -> str:
     return event_message(response_topic(context.agent_id), AGENT_SHUTDOWN, context_record(context))
+
+
+def agent_left(context: Context, gateway: str) -> str:
+    """For peers with the feature `LEFT`."""
+    arguments = (context_record(context), broker_json.string(gateway))
+    return event_message(response_topic(context.agent_id), AGENT_LEFT, *arguments)
 
 
 def agent_error(instance: str, context: Context, message: str) -> str:

@@ -1,4 +1,4 @@
-"""One WebSocket to Zeek, from the acknowledgement to its end: hellos, Zeek instances and their requests."""
+"""One connection to Zeek, from the acknowledgement to its end: hellos, Zeek instances and their requests."""
 
 from __future__ import annotations
 
@@ -16,20 +16,18 @@ from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.schema import ZeekType
 from zeek_agent.text import STATEMENT_SHOWN, byte_length, clipped
 from zeek_agent.zeek import broker_json, message_limits, protocol
-from zeek_agent.zeek.back_pressure import Sender
 from zeek_agent.zeek.connection_errors import UnusableError
 from zeek_agent.zeek.instance import Instance, Traffic
 from zeek_agent.zeek.protocol import Context, InstallQuery, RowsAck, ZeekEvent, ZeekHello, ZeekShutdown
 
 if TYPE_CHECKING:
-    from websockets.asyncio.client import ClientConnection
-
     from zeek_agent.config import ZeekSettings
     from zeek_agent.database.database import SqlDatabase
     from zeek_agent.identity import Identity
     from zeek_agent.queries.installed import Installed
     from zeek_agent.queries.runner import QueryRunner
     from zeek_agent.queries.subscriptions import Query
+    from zeek_agent.zeek.transport import Transport
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +49,7 @@ class Session:
 
     def __init__(
         self,
-        websocket: ClientConnection,
+        transport: Transport,
         ack: protocol.Ack,
         topics: frozenset[str],
         *,
@@ -65,11 +63,9 @@ class Session:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.ack = ack
-        self.sender = Sender(
-            websocket, settings, monotonic, frame_bytes_min=protocol.BROKER_FRAME_BYTES if ack.is_broker else 0
-        )
+        self.sender = transport.sender
         self.instances: dict[str, Instance] = {}
-        self._websocket = websocket
+        self._transport = transport
         self._topics = topics
         self._url = url
         self._identity = identity
@@ -92,7 +88,7 @@ class Session:
     async def run(self) -> None:
         """Run until the connection ends. Raises ConnectionClosed or ConnectionError with the cause."""
         try:
-            await _first_to_end(
+            await first_to_end(
                 self._read(), self._send_hellos(), self._watch_hello(), self._send_errors(), self._check_liveness()
             )
         finally:
@@ -107,10 +103,10 @@ class Session:
         try:
             async with asyncio.timeout(seconds):
                 await self.sender.send([message.encode()])
-                await self._websocket.close()
+                await self._transport.close()
         except (TimeoutError, ConnectionError) as error:
             log.info("could not send the shutdown message to Zeek at %s: %s", self._url, error or "it does not read")
-            self._websocket.transport.abort()
+            self._transport.abort()
 
     async def _send_hellos(self) -> None:
         """Send the agent's row of `zeek_agent` at the start, at each interval and on request, under one query id."""
@@ -185,7 +181,7 @@ class Session:
     async def _read(self) -> None:
         """Handle Zeek's messages. A malformed message of any kind is skipped and counted."""
         while True:
-            raw = await self._websocket.recv(decode=False)
+            raw = await self._transport.recv()
             try:
                 message = protocol.read_message(raw)
                 if isinstance(message, protocol.Error):
@@ -337,7 +333,7 @@ def _watched(hello: Result) -> tuple[object, ...]:
     return tuple(hello.rows[0][index] for index in _WATCHED)
 
 
-async def _first_to_end(*parts: Coroutine[Any, Any, None]) -> None:
+async def first_to_end(*parts: Coroutine[Any, Any, None]) -> None:
     """Run all until one ends, normally by an exception; then cancel the others."""
     tasks = [asyncio.create_task(part) for part in parts]
     try:

@@ -1,4 +1,4 @@
-"""TLS to Zeek: trusted authorities and the agent's certificate."""
+"""TLS to Zeek and to the bus: trusted authorities and the agent's certificate."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from zeek_agent.config import TlsSettings
 from zeek_agent.errors import UsageError
 
 
-def client_context(settings: TlsSettings) -> ssl.SSLContext:
-    """A context that checks Zeek's certificate and host name, unless the settings are `insecure`.
+def client_context(settings: TlsSettings, section: str = "zeek.tls") -> ssl.SSLContext:
+    """A context that checks the server's certificate and host name, unless the settings are `insecure`.
 
     An insecure context also accepts a server without any certificate, the default of Zeek before 8.1: encrypted, but
     not authenticated. Raises UsageError, which names the file, for an unreadable file.
@@ -24,7 +24,7 @@ def client_context(settings: TlsSettings) -> ssl.SSLContext:
                 f"{f' with the key {settings.key}' if settings.key else ''}: {error}"
             ) from None
     elif settings.key is not None:
-        raise UsageError(f"zeek.tls.key {settings.key} needs a zeek.tls.certificate")
+        raise UsageError(f"{section}.key {settings.key} needs a {section}.certificate")
     if settings.insecure:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

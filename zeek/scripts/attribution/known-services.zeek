@@ -175,15 +175,14 @@ function ask_for_listeners(agent_id: string)
 event agent_connected(agent_id: string) &priority=-5
 	{
 	if ( is_owner() )
-		ask_for_listeners(agent_id);
+		for_agents(vector(agent_id), ask_for_listeners);
 	}
 
 event tell_new_nodes()
 	{
 	are_nodes_new = F;
 
-	for ( agent_id in connected_agents() )
-		ask_for_listeners(agent_id);
+	for_agents(all_agents(), ask_for_listeners);
 	}
 
 event Cluster::node_up(name: string, id: string) &priority=-5

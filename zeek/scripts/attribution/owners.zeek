@@ -8,8 +8,18 @@ export {
 	## Whether to query agents for the process behind a connection.
 	const attribute_connections = T &redef;
 
+	## Whether only agents with an address in ``Site::local_nets``, and :zeek:see:`ZeekAgent::local_agents`, are queried for
+	## attribution. It makes no difference where ``Site::local_nets`` is not set.
+	option attribute_local_nets_only = T;
+
 	## How often agents report new flows. Zeek waits five seconds after a TCP connection has ended.
 	option claim_interval = 0.25sec;
+
+	## The same while there are many agents, unless :zeek:see:`ZeekAgent::claim_interval` is longer.
+	option claim_interval_many = 1sec;
+
+	## How many agents that report flows are many. They count as few again when there are less than four fifths of it.
+	option many_agents = 500;
 
 	## How often agents that do not record events report their open sockets.
 	option socket_poll_interval = 5sec;
@@ -110,6 +120,15 @@ const recent_flows = fmt(flow_events, "", " AND time > unixepoch() - 120",
 # How many user names there are of each agent, and the agents of which it was reported that they have too many.
 global user_numbers: table[string] of count;
 global agents_over_users: set[string];
+
+# Agents that are queried for attribution, and the queries that they get.
+global claimants: set[string];
+global claimant_queries: set[string];
+global claim_queries: set[string];
+global are_claimants_many = F;
+
+# Whether the site says what is local, apart from private addresses, which Zeek adds.
+global has_local_nets = F;
 
 global claims_taken = 0;
 const ended_states = set("closed", "failed", "expired");
@@ -637,10 +656,33 @@ event ZeekAgent::socket_row(ctx: Context, columns: SocketRow)
 	    $index=0, $last=T), rows);
 	}
 
+# Whether connections of this Zeek can have one of an agent's addresses.
+function may_claim(agent_id: string): bool
+	{
+	if ( ! attribute_local_nets_only
+	    || ! has_local_nets
+	    || is_local_agent(agent_id) )
+		return T;
+
+	if ( agent_id !in agents || ! agents[agent_id]$hello?$addresses )
+		return F;
+
+	for ( a in agents[agent_id]$hello$addresses )
+		if ( Site::is_local_addr(a) && a !in shared_subnets )
+			return T;
+
+	return F;
+	}
+
+function is_claimant(agent_id: string): bool
+	{
+	return agent_id in claimants;
+	}
+
 # What was there before the agent or a worker came.
 function ask_for_present(agent_id: string)
 	{
-	if ( ! has_feature(agent_id, "batches") )
+	if ( ! is_claimant(agent_id) || ! has_feature(agent_id, "batches") )
 		return;
 
 	local sockets = fmt("SELECT %s, cmdline, translated_local_addr, translated_local_port, translated_remote_addr, translated_remote_port FROM sockets WHERE remote_port > 0 AND pid IS NOT NULL",
@@ -659,7 +701,123 @@ function ask_for_present(agent_id: string)
 event agent_connected(agent_id: string) &priority=-5
 	{
 	if ( attribute_connections && is_owner() )
-		ask_for_present(agent_id);
+		for_agents(vector(agent_id), ask_for_present);
+	}
+
+function scheduled_claim_interval(): interval
+	{
+	return are_claimants_many && claim_interval_many > claim_interval ?
+	    claim_interval_many : claim_interval;
+	}
+
+# Raised when what decides the interval may have changed.
+event check_claim_interval()
+	{
+	local number = |claimants|;
+	are_claimants_many = number >= many_agents || ( are_claimants_many && number >=
+	    many_agents * 4 / 5 );
+	local wanted = scheduled_claim_interval();
+
+	for ( first_id in claim_queries )
+		{
+		local id = current_id(first_id);
+
+		if ( id !in queries || queries[id]$query$schedule_ == wanted )
+			next;
+
+		queries[id]$query$schedule_ = wanted;
+		replace_query(id);
+		}
+	}
+
+# Whether the interval may have to be another one.
+function note_claimants()
+	{
+	local number = |claimants|;
+
+	if ( are_claimants_many ? number < many_agents * 4 / 5 : number >=
+	    many_agents )
+		event check_claim_interval();
+	}
+
+# An agent is now queried for attribution, or no longer.
+function retarget_claims(agent_id: string)
+	{
+	for ( first_id in claimant_queries )
+		retarget_query(current_id(first_id), agent_id);
+
+	ask_for_present(agent_id);
+	}
+
+hook agent_said_hello(agent_id: string, is_new: bool)
+	{
+	local is_now = attribute_connections && may_claim(agent_id);
+
+	if ( is_now == is_claimant(agent_id) )
+		return;
+
+	if ( is_now )
+		add claimants[agent_id];
+	else
+		delete claimants[agent_id];
+
+	note_claimants();
+
+	if ( ! is_new )
+		for_agents(vector(agent_id), retarget_claims);
+	}
+
+hook agent_removed(agent_id: string)
+	{
+	delete claimants[agent_id];
+	note_claimants();
+	}
+
+# Raised when an option has changed that decides whose connections this Zeek sees.
+event check_claimants()
+	{
+	if ( is_owner() )
+		for_agents(all_agents(), function(agent_id: string)
+			{
+			if ( agent_id in agents )
+				hook agent_said_hello(agent_id, agent_id in unserved);
+			});
+	}
+
+function on_claim_interval(name: string, value: interval): interval
+	{
+	event check_claim_interval();
+	return refuse_zero(name, value);
+	}
+
+function on_many_agents(name: string, value: count): count
+	{
+	event check_claim_interval();
+	return value;
+	}
+
+function on_local_nets_only(name: string, value: bool): bool
+	{
+	event check_claimants();
+	return value;
+	}
+
+function on_local_agents(name: string, value: set[string]): set[string]
+	{
+	event check_claimants();
+	return value;
+	}
+
+function on_local_nets(name: string, value: set[subnet]): set[subnet]
+	{
+	has_local_nets = |value| > 0 && ! Site::private_address_space_is_local;
+
+	for ( net in value )
+		if ( net !in Site::private_address_space )
+			has_local_nets = T;
+
+	event check_claimants();
+	return value;
 	}
 
 global is_worker_new = F;
@@ -667,9 +825,7 @@ global is_worker_new = F;
 event tell_new_workers()
 	{
 	is_worker_new = F;
-
-	for ( agent_id in connected_agents() )
-		ask_for_present(agent_id);
+	for_agents(all_agents(), ask_for_present);
 	}
 
 event Cluster::node_up(name: string, id: string) &priority=-5
@@ -685,29 +841,51 @@ event Cluster::node_up(name: string, id: string) &priority=-5
 		}
 	}
 
+# Before private addresses are added.
+event zeek_init() &priority=100
+	{
+	has_local_nets = |Site::local_nets| > 0;
+	}
+
+function query_claimants(q: Query): string
+	{
+	local query_id = query_some(q, is_claimant);
+	add claimant_queries[query_id];
+	return query_id;
+	}
+
 event zeek_init()
 	{
 	if ( ! attribute_connections )
 		return;
 
-	follow_options(query(Query($sql_stmt=fmt(flow_events, flow_bytes, "", ""),
-	    $on_rows=hand_on_flows, $schedule_=claim_interval,
+	add claim_queries[query_claimants(Query($sql_stmt=fmt(flow_events, flow_bytes, "",
+	    ""), $on_rows=hand_on_flows, $schedule_=claim_interval,
 	    $subscription=Events, $requires_tables=set(
-	    "sockets_events") | counting_agents)), "ZeekAgent::claim_interval");
+	    "sockets_events") | counting_agents))];
 
-	follow_options(query(Query($sql_stmt=fmt(flow_events, "", "", ""),
+	add claim_queries[query_claimants(Query($sql_stmt=fmt(flow_events, "", "", ""),
 	    $on_rows=hand_on_flows, $schedule_=claim_interval,
 	    $subscription=Events, $requires_tables=set("sockets_events"),
-	    $if_missing_tables=counting_agents)), "ZeekAgent::claim_interval");
+	    $if_missing_tables=counting_agents))];
 
-	follow_options(query(Query($sql_stmt="SELECT uid, name FROM users",
+	follow_options(query_claimants(Query($sql_stmt="SELECT uid, name FROM users",
 	    $on_rows=hand_on_users, $schedule_=user_interval,
 	    $subscription=Differences)), "ZeekAgent::user_interval");
 
-	follow_options(query(Query($sql_stmt="SELECT pid, process, protocol, local_addr, local_port, remote_addr, remote_port FROM sockets",
+	follow_options(query_claimants(Query($sql_stmt="SELECT pid, process, protocol, local_addr, local_port, remote_addr, remote_port FROM sockets",
 	    $event_=socket_row, $schedule_=socket_poll_interval,
 	    $subscription=Differences, $if_missing_tables=set(
 	    "sockets_events"))), "ZeekAgent::socket_poll_interval");
+
+	Option::set_change_handler("ZeekAgent::claim_interval", on_claim_interval);
+	Option::set_change_handler("ZeekAgent::claim_interval_many",
+	    on_claim_interval);
+	Option::set_change_handler("ZeekAgent::many_agents", on_many_agents);
+	Option::set_change_handler("ZeekAgent::attribute_local_nets_only",
+	    on_local_nets_only);
+	Option::set_change_handler("ZeekAgent::local_agents", on_local_agents);
+	Option::set_change_handler("Site::local_nets", on_local_nets, -10);
 	}
 
 # How long the user names of an agent that left are kept, for connections that are logged later.

@@ -7,6 +7,7 @@
 @load ./types
 @load ./api
 @load ./listen
+@load ./pace
 
 module ZeekAgent;
 
@@ -56,6 +57,8 @@ export {
 		clock_offset: interval &default=0sec;
 		## Whether Zeek knows its connection, and so notices when that ends.
 		is_connection_known: bool &default=F;
+		## The gateway that it is behind; empty if it is connected directly.
+		gateway: string &default="";
 	};
 
 	## How long an agent may be silent before it counts as offline. Longer than the agents' hello interval.
@@ -64,6 +67,10 @@ export {
 	## How long an agent whose connection has ended may take to reconnect before it counts as offline. Messages that
 	## it sent just before the end, such as that it shuts down, arrive within this time as well.
 	option reconnect_time = 1sec;
+
+	## How long the agents behind a gateway whose connection has ended may take to appear at another one, or directly,
+	## before they count as offline.
+	option gateway_reconnect_time = 1min;
 
 	## How often Zeek sends a hello to agents.
 	option hello_interval = 60sec;
@@ -102,6 +109,9 @@ export {
 	## The ids of the agents whose host has an address; several for addresses that are used in several places.
 	global agents_by_address: function(a: addr): set[string];
 
+	## The gateway that an agent is behind; empty if it is connected directly, or through a gateway that does not say so.
+	global gateway_of: function(agent_id: string): string;
+
 	## Whether an agent supports a feature beyond version 1 of the API.
 	global has_feature: function(agent_id: string, feature: string): bool;
 
@@ -111,9 +121,9 @@ export {
 	## Informs workers and proxies that an agent is gone.
 	global agent_gone: event(agent_id: string);
 
-	## Informs the manager of a connection at another node, and of the agents whose queries it gets.
+	## Informs the manager of a connection at another node, and of the agents and gateways whose queries it gets.
 	global client_added: event(node: string, endpoint_id: string, agent_ids: set[
-	    string]);
+	    string], gateways: set[string]);
 
 	## Informs the manager that such a connection has ended.
 	global client_lost: event(endpoint_id: string);
@@ -125,8 +135,14 @@ export {
 # Called on every node when an agent is gone, so that what is kept about it ends.
 global agent_removed: hook(agent_id: string);
 
+# Called at the node that owns agents after each hello, with whether its connection is new, and so has no queries of ours.
+global agent_said_hello: hook(agent_id: string, is_new: bool);
+
 # Raised after a hello of an agent that has no queries of ours.
 global agent_connected: event(agent_id: string);
+
+# Raised when a connected agent announces other addresses than before.
+global addresses_changed: event(agent_id: string, before: set[addr]);
 
 global agent_expired: function(t: table[string] of Agent, agent_id: string)
     : interval;
@@ -139,10 +155,20 @@ global ids_by_address: table[addr] of set[string];
 type Client: record {
 	node: string;
 	agent_ids: set[string];
+	gateways: set[string];
 };
 
 global clients: table[string] of Client;
 global clients_by_agent: table[string] of set[string];
+global clients_by_gateway: table[string] of set[string];
+
+# How a gateway names itself in the hellos of its agents, which it writes.
+const via_feature = "via/";
+const via_topic = "/zeek-agent/query/via/";
+
+# Agents of whose hellos it was reported that something in them is not taken.
+global bad_hellos: set[string] &create_expire=1day;
+const max_bad_hellos = 1000;
 
 # Whether it was reported that there are too many agents.
 global was_crowd_reported = F;
@@ -319,6 +345,78 @@ function has_feature(agent_id: string, feature: string): bool
 	return feature in agents[agent_id]$hello$features;
 	}
 
+function gateway_of(agent_id: string): string
+	{
+	return agent_id in agents ? agents[agent_id]$gateway : "";
+	}
+
+# The beginning of the topics to an agent, which its gateway or the agent itself subscribes to.
+function topics_of(agent_id: string): string
+	{
+	local gateway = gateway_of(agent_id);
+	return gateway == "" ? "/zeek-agent/query/" : via_topic + gateway + "/";
+	}
+
+function host_topic(agent_id: string): string
+	{
+	return fmt("%shost/%s", topics_of(agent_id), agent_id);
+	}
+
+function group_topic(agent_id: string, group: string): string
+	{
+	return fmt("%sgroup/%s/%s", topics_of(agent_id), agent_id, group);
+	}
+
+function report_bad_hello(agent_id: string, fault: string)
+	{
+	if ( agent_id in bad_hellos || |bad_hellos| >= max_bad_hellos )
+		return;
+
+	add bad_hellos[agent_id];
+	Reporter::warning(fmt("Zeek Agent: hello of agent %s %s", agent_id, fault));
+	}
+
+# Whether topics can have this id in them and still be those of one agent.
+function is_agent_id(agent_id: string): bool
+	{
+	return |agent_id| > 0
+	    && |agent_id| <= 256
+	    && "/" !in agent_id
+	    && to_lower(agent_id) !in set("all", "linux", "darwin", "windows");
+	}
+
+function is_gateway_name(name: string): bool
+	{
+	return |name| <= 64 && name == /[A-Za-z0-9_-]+/;
+	}
+
+# The gateway in a hello; empty if there is none.
+function gateway_in(agent_id: string, hello: ZeekAgentAPI::AgentHelloV1): string
+	{
+	local gateway = "";
+
+	if ( ! hello?$features )
+		return gateway;
+
+	for ( feature in hello$features )
+		{
+		if ( ! starts_with(feature, via_feature) )
+			next;
+
+		local name = feature[|via_feature| :];
+
+		if ( gateway != "" || ! is_gateway_name(name) )
+			{
+			report_bad_hello(agent_id, "has several gateways, or a name that no gateway can have: it is taken as one without");
+			return "";
+			}
+
+		gateway = name;
+		}
+
+	return gateway;
+	}
+
 function zeek_hello(): ZeekAgentAPI::ZeekHelloV1
 	{
 	return ZeekAgentAPI::ZeekHelloV1($version_string=zeek_version(),
@@ -327,6 +425,7 @@ function zeek_hello(): ZeekAgentAPI::ZeekHelloV1
 
 function say_hello(topic: string)
 	{
+	count_message();
 	Cluster::publish(topic, ZeekAgentAPI::zeek_hello_v1, zeek_instance,
 	    zeek_hello());
 	}
@@ -351,6 +450,12 @@ function read_hello(columns: any, agent: Agent): bool
 
 event ZeekAgentAPI::agent_hello_v1(ctx: Context, columns: any)
 	{
+	if ( ! is_agent_id(ctx$agent_id) )
+		{
+		report_bad_hello(ctx$agent_id, "is not taken: no agent can have this id");
+		return;
+		}
+
 	if ( ctx$agent_id !in agents && |agents| >= max_agents )
 		{
 		if ( ! was_crowd_reported )
@@ -378,11 +483,23 @@ event ZeekAgentAPI::agent_hello_v1(ctx: Context, columns: any)
 	if ( offset > clock_tolerance || offset < -clock_tolerance )
 		agent$clock_offset = offset;
 
-	agent$is_connection_known = ctx$agent_id in clients_by_agent;
+	agent$gateway = gateway_in(ctx$agent_id, agent$hello);
+	agent$is_connection_known = agent$gateway == "" && ctx$agent_id in
+	    clients_by_agent;
 
 	local is_known = ctx$agent_id in agents;
 	local is_same_connection = is_known
-	    && agents[ctx$agent_id]$hello_id == agent$hello_id;
+	    && agents[ctx$agent_id]$hello_id == agent$hello_id
+	    && agents[ctx$agent_id]$gateway == agent$gateway;
+	local addresses_before: set[addr] = set();
+	local addresses: set[addr] = set();
+
+	if ( is_known && agents[ctx$agent_id]$hello?$addresses )
+		addresses_before = agents[ctx$agent_id]$hello$addresses;
+
+	if ( agent$hello?$addresses )
+		addresses = agent$hello$addresses;
+
 	keep_agent(ctx$agent_id, agent);
 
 	tell_nodes(ctx$agent_id, agent);
@@ -390,11 +507,15 @@ event ZeekAgentAPI::agent_hello_v1(ctx: Context, columns: any)
 	log_agent(ctx$agent_id, is_same_connection ? "update" : is_known ? "reconnect" :
 	    "join");
 
+	hook agent_said_hello(ctx$agent_id, ! is_same_connection);
+
 	if ( ! is_same_connection )
 		{
-		say_hello(fmt("/zeek-agent/query/host/%s", ctx$agent_id));
+		say_hello(host_topic(ctx$agent_id));
 		event agent_connected(ctx$agent_id);
 		}
+	else if ( addresses != addresses_before )
+		event addresses_changed(ctx$agent_id, addresses_before);
 
 	if ( ! is_known )
 		event agent_joined(ctx$agent_id, agent$hello);
@@ -429,15 +550,34 @@ event agent_gone(agent_id: string)
 event greet(agent_id: string, connected: time)
 	{
 	if ( agent_id !in agents || agents[agent_id]$last_heard < connected )
-		say_hello(fmt("/zeek-agent/query/host/%s", agent_id));
+		say_hello(host_topic(agent_id));
 	}
 
-event client_added(node: string, endpoint_id: string, agent_ids: set[string])
+event greet_gateway(gateway: string)
+	{
+	say_hello(fmt("%s%s/group/all", via_topic, gateway));
+	}
+
+event client_added(node: string, endpoint_id: string, agent_ids: set[string],
+    gateways: set[string])
 	{
 	if ( ! is_owner() )
 		return;
 
-	clients[endpoint_id] = Client($node=node, $agent_ids=agent_ids);
+	clients[endpoint_id] = Client($node=node, $agent_ids=agent_ids,
+	    $gateways=gateways);
+
+	for ( gateway in gateways )
+		{
+		if ( gateway !in clients_by_gateway )
+			clients_by_gateway[gateway] = set();
+
+		add clients_by_gateway[gateway][endpoint_id];
+		# It has to know what is supported before it passes on hellos. Its subscriptions may not be known everywhere yet.
+		event greet_gateway(gateway);
+		schedule 0.5sec { greet_gateway(gateway) };
+		schedule 3sec { greet_gateway(gateway) };
+		}
 
 	for ( agent_id in agent_ids )
 		{
@@ -447,6 +587,12 @@ event client_added(node: string, endpoint_id: string, agent_ids: set[string])
 		add clients_by_agent[agent_id][endpoint_id];
 		schedule 2sec { greet(agent_id, current_time()) };
 		}
+	}
+
+function lose_agent(agent_id: string)
+	{
+	forget_agent(agent_id, agents[agent_id], "offline");
+	delete agents[agent_id];
 	}
 
 # Raised some time after an agent's last connection has ended.
@@ -459,8 +605,44 @@ event check_connection(agent_id: string)
 	    || ! agents[agent_id]$is_connection_known )
 		return;
 
-	forget_agent(agent_id, agents[agent_id], "offline");
-	delete agents[agent_id];
+	lose_agent(agent_id);
+	}
+
+# Raised some time after an agent behind a gateway has gone: it is offline unless it has come back, or another way.
+event check_behind(agent_id: string, gateway: string, left: time)
+	{
+	if ( zeek_is_terminating()
+	    || agent_id !in agents
+	    || agents[agent_id]$gateway != gateway
+	    || agents[agent_id]$last_heard >= left )
+		return;
+
+	lose_agent(agent_id);
+	}
+
+event ZeekAgentAPI::agent_left_v1(ctx: Context, gateway: string)
+	{
+	if ( gateway != "" && gateway_of(ctx$agent_id) == gateway )
+		schedule reconnect_time { check_behind(ctx$agent_id, gateway, current_time()) };
+	}
+
+# Raised some time after a gateway's last connection has ended.
+event check_gateway(gateway: string, lost: time)
+	{
+	if ( zeek_is_terminating() )
+		return;
+
+	local behind: vector of string;
+
+	for ( agent_id, agent in agents )
+		if ( agent$gateway == gateway && agent$last_heard < lost )
+			behind += agent_id;
+
+	for_agents(behind, function[gateway, lost](behind_id: string)
+		{
+		count_message();
+		event check_behind(behind_id, gateway, lost);
+		});
 	}
 
 function forget_client(endpoint_id: string)
@@ -479,6 +661,17 @@ function forget_client(endpoint_id: string)
 		schedule reconnect_time { check_connection(agent_id) };
 		}
 
+	for ( gateway in clients[endpoint_id]$gateways )
+		{
+		delete clients_by_gateway[gateway][endpoint_id];
+
+		if ( |clients_by_gateway[gateway]| > 0 )
+			next;
+
+		delete clients_by_gateway[gateway];
+		schedule gateway_reconnect_time { check_gateway(gateway, current_time()) };
+		}
+
 	delete clients[endpoint_id];
 	}
 
@@ -492,19 +685,30 @@ event Cluster::websocket_client_added(endpoint: Cluster::EndpointInfo,
     subscriptions: string_vec)
 	{
 	local agent_ids: set[string] = set();
+	local gateways: set[string] = set();
 
 	for ( _, topic in subscriptions )
+		{
 		if ( starts_with(topic, "/zeek-agent/query/host/") )
 			add agent_ids[sub(topic, /^\/zeek-agent\/query\/host\//, "")];
 
-	if ( |agent_ids| == 0 )
+		if ( starts_with(topic, via_topic)
+		    && ends_with(topic, "/")
+		    && is_gateway_name(topic[|via_topic| : -1]) )
+			add gateways[topic[|via_topic| : -1]];
+		}
+
+	# That of all agents.
+	delete agent_ids[""];
+
+	if ( |agent_ids| == 0 && |gateways| == 0 )
 		return;
 
 	if ( is_owner() )
-		event client_added(Cluster::node, endpoint$id, agent_ids);
+		event client_added(Cluster::node, endpoint$id, agent_ids, gateways);
 	else
 		Cluster::publish(Cluster::manager_topic, client_added, Cluster::node,
-		    endpoint$id, agent_ids);
+		    endpoint$id, agent_ids, gateways);
 	}
 
 @ifdef ( Cluster::websocket_client_lost )

@@ -82,7 +82,7 @@ export {
 		## Version of this package, empty if unknown.
 		package_version: string;
 		## Features that this package supports beyond version 1 of the API.
-		features: set[string] &default=set("batches");
+		features: set[string] &default=set("batches", "via", "left");
 	};
 
 	## A query as agents read it: exactly these fields.
@@ -114,6 +114,9 @@ export {
 
 	## An agent is shutting down.
 	global agent_shutdown_v1: event(ctx: ZeekAgent::Context);
+
+	## An agent is gone that was behind a gateway, which has not heard from it, or lost its session.
+	global agent_left_v1: event(ctx: ZeekAgent::Context, gateway: string);
 
 	## An agent reports an error.
 	global agent_error_v1: event(ctx: ZeekAgent::Context, msg: string);

@@ -109,9 +109,8 @@ function call_with_rows(q: Query, ctx: Context, batch: ZeekAgentAPI::Batch,
 
 function acknowledge(ctx: Context, batch: ZeekAgentAPI::Batch)
 	{
-	Cluster::publish(fmt("/zeek-agent/query/host/%s", ctx$agent_id),
-	    ZeekAgentAPI::rows_ack_v1, zeek_instance, ctx$query_id,
-	    batch$stream, batch$high, batch$index);
+	Cluster::publish(host_topic(ctx$agent_id), ZeekAgentAPI::rows_ack_v1,
+	    zeek_instance, ctx$query_id, batch$stream, batch$high, batch$index);
 	}
 
 event ZeekAgentAPI::rows_v1(ctx: Context, batch: ZeekAgentAPI::Batch,

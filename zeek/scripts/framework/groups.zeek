@@ -24,12 +24,10 @@ global group_changed: event(agent_id: string, group: string);
 
 global runtime_groups: table[subnet, string] of bool = {};
 
-function has_subnet_group(agent_id: string, group: string): bool
+# Whether one of some addresses makes an agent a member.
+function is_subnet_member(addresses: set[addr], group: string): bool
 	{
-	if ( agent_id !in agents || ! agents[agent_id]$hello?$addresses )
-		return F;
-
-	for ( a in agents[agent_id]$hello$addresses )
+	for ( a in addresses )
 		{
 		for ( net, groups in subnet_groups )
 			if ( a in net && group in groups && [net, group] !in runtime_groups )
@@ -41,6 +39,33 @@ function has_subnet_group(agent_id: string, group: string): bool
 		}
 
 	return F;
+	}
+
+function has_subnet_group(agent_id: string, group: string): bool
+	{
+	if ( |subnet_groups| + |runtime_groups| == 0
+	    || agent_id !in agents
+	    || ! agents[agent_id]$hello?$addresses )
+		return F;
+
+	return is_subnet_member(agents[agent_id]$hello$addresses, group);
+	}
+
+event addresses_changed(agent_id: string, before: set[addr])
+	{
+	local names: set[string] = set();
+
+	for ( _, groups in subnet_groups )
+		for ( group in groups )
+			add names[group];
+
+	for ( [_, name], _ in runtime_groups )
+		add names[name];
+
+	for ( group_name in names )
+		if ( is_subnet_member(before, group_name) != has_subnet_group(agent_id,
+		    group_name) )
+			event group_changed(agent_id, group_name);
 	}
 
 function announce_group(net: subnet, group: string)

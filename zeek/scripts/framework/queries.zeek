@@ -76,6 +76,11 @@ type QueryState: record {
 	first_id: string &optional;
 	## What a one-time query of one agent is for, if a later one with the same purpose takes its place.
 	purpose: string &optional;
+	## Whether a query to a group is for one of its agents, if it is not for all of them.
+	is_for: function(agent_id: string): bool &optional;
+	## As agents read it, with and without batches.
+	wire_batches: ZeekAgentAPI::QueryV1 &optional;
+	wire_rows: ZeekAgentAPI::QueryV1 &optional;
 };
 
 # Raised when a query that an agent had is cancelled there because it is no longer allowed.
@@ -109,6 +114,12 @@ function forget_asked(t: set[string], agent_id: string): interval
 
 	return 0sec;
 	}
+
+# The words of statements, which are compared with the names of each agent's tables.
+global words_by_statement: table[string] of set[string] &read_expire=1min;
+
+# Connected agents whose turn to get their queries has not come.
+global unserved: set[string];
 
 global is_starting = T;
 
@@ -148,6 +159,23 @@ function on_wire(q: Query, with_batches: bool): ZeekAgentAPI::QueryV1
 	return wire;
 	}
 
+# The same for a query that is installed on many agents.
+function wire_of(state: QueryState, with_batches: bool): ZeekAgentAPI::QueryV1
+	{
+	if ( with_batches )
+		{
+		if ( ! state?$wire_batches )
+			state$wire_batches = on_wire(state$query, T);
+
+		return state$wire_batches;
+		}
+
+	if ( ! state?$wire_rows )
+		state$wire_rows = on_wire(state$query, F);
+
+	return state$wire_rows;
+	}
+
 # The same with its dialect.
 function on_wire_with_dialect(q: Query, with_batches: bool)
     : ZeekAgentAPI::QueryDialectV1
@@ -184,6 +212,14 @@ function has_dialect(agent_id: string, q: Query): bool
 	return F;
 	}
 
+function words_of(sql: string): set[string]
+	{
+	if ( sql !in words_by_statement )
+		words_by_statement[sql] = find_all(to_lower(sql), /[a-z_0-9]+/);
+
+	return words_by_statement[sql];
+	}
+
 function is_allowed(agent_id: string, q: Query): bool
 	{
 	if ( |allowed_tables| > 0 )
@@ -195,7 +231,7 @@ function is_allowed(agent_id: string, q: Query): bool
 		local has_tables = agents[agent_id]$hello$tables;
 		local sql = q$sql_stmt + ( q?$batch_stmt ? " " + q$batch_stmt : "" );
 
-		for ( word in find_all(to_lower(sql), /[a-z_0-9]+/) )
+		for ( word in words_of(sql) )
 			if ( word in has_tables && word !in allowed_tables )
 				return F;
 		}
@@ -207,20 +243,20 @@ function is_allowed(agent_id: string, q: Query): bool
 # that comes twice once.
 function topics_for(state: QueryState, agent_id: string): vector of string
 	{
-	local host_topic = fmt("/zeek-agent/query/host/%s", agent_id);
-
 	if ( state$scope == Host )
-		return state$target == agent_id ? vector(host_topic) : vector();
+		return state$target == agent_id ? vector(host_topic(agent_id)) : vector();
+
+	if ( state?$is_for && ! state$is_for(agent_id) )
+		return vector();
 
 	if ( has_subnet_group(agent_id, state$target) )
-		return vector(host_topic);
+		return vector(host_topic(agent_id));
 
-	local topics = vector(fmt("/zeek-agent/query/group/%s/%s", agent_id,
-	    state$target));
+	local topics = vector(group_topic(agent_id, state$target));
 	local lower = to_lower(state$target);
 
 	if ( lower != state$target )
-		topics += fmt("/zeek-agent/query/group/%s/%s", agent_id, lower);
+		topics += group_topic(agent_id, lower);
 
 	return topics;
 	}
@@ -259,20 +295,23 @@ function send_query(state: QueryState, agent_id: string)
 
 	for ( _, topic in topics )
 		{
+		count_message();
+
 		if ( state$query?$dialect )
 			Cluster::publish(topic, ZeekAgentAPI::install_query_v1, zeek_instance,
 			    state$query_id, on_wire_with_dialect(state$query,
 			    with_batches));
 		else
 			Cluster::publish(topic, ZeekAgentAPI::install_query_v1, zeek_instance,
-			    state$query_id, on_wire(state$query, with_batches));
+			    state$query_id, wire_of(state, with_batches));
 		}
 	}
 
 function send_cancel(query_id: string, agent_id: string)
 	{
-	Cluster::publish(fmt("/zeek-agent/query/host/%s", agent_id),
-	    ZeekAgentAPI::cancel_query_v1, zeek_instance, query_id);
+	count_message();
+	Cluster::publish(host_topic(agent_id), ZeekAgentAPI::cancel_query_v1,
+	    zeek_instance, query_id);
 	}
 
 # A record of its own, which the one who asked does not change afterwards. Functions stay the same.
@@ -306,18 +345,27 @@ function own_query(q: Query): Query
 	return own;
 	}
 
-function add_query(query_id: string, q: Query, scope: Scope, target: string)
+function all_agents(): vector of string
 	{
-	local state = QueryState($query_id=query_id, $query=own_query(q), $scope=scope,
-	    $target=target);
-	queries[query_id] = state;
+	local ids: vector of string;
 
-	if ( scope == Host )
+	for ( agent_id in agents )
+		ids += agent_id;
+
+	return ids;
+	}
+
+function add_state(state: QueryState)
+	{
+	local target = state$target;
+	queries[state$query_id] = state;
+
+	if ( state$scope == Host )
 		{
 		if ( target !in host_queries )
 			host_queries[target] = set();
 
-		add host_queries[target][query_id];
+		add host_queries[target][state$query_id];
 
 		if ( target in agents )
 			send_query(state, target);
@@ -325,10 +373,18 @@ function add_query(query_id: string, q: Query, scope: Scope, target: string)
 		return;
 		}
 
-	add group_queries[query_id];
+	add group_queries[state$query_id];
+	for_agents(all_agents(), function[state](agent_id: string)
+		{
+		if ( state$query_id in queries && agent_id in agents )
+			send_query(state, agent_id);
+		});
+	}
 
-	for ( agent_id in agents )
-		send_query(state, agent_id);
+function add_query(query_id: string, q: Query, scope: Scope, target: string)
+	{
+	add_state(QueryState($query_id=query_id, $query=own_query(q), $scope=scope,
+	    $target=target));
 	}
 
 # Removes a query here. Its agents are not told.
@@ -388,6 +444,33 @@ function query(q: Query, scope: Scope, target: string): string
 	return query_id;
 	}
 
+# Installs a query on those of all agents for which a function holds, to be called by each node at start. Whoever knows that
+# it holds for an agent no longer, or now, calls the function below.
+function query_some(q: Query, is_for: function(agent_id: string): bool): string
+	{
+	local query_id = unique_id("za_");
+
+	if ( is_owner() )
+		add_state(QueryState($query_id=query_id, $query=own_query(q), $scope=Group,
+		    $target="all", $is_for=is_for));
+
+	return query_id;
+	}
+
+# Sends a query to an agent for which it is now, or cancels it at one for which it is no longer.
+function retarget_query(query_id: string, agent_id: string)
+	{
+	if ( query_id !in queries || agent_id !in agents )
+		return;
+
+	local state = queries[query_id];
+
+	if ( state$is_for(agent_id) )
+		send_query(state, agent_id);
+	else
+		send_cancel(query_id, agent_id);
+	}
+
 # The id that a query has now.
 function current_id(query_id: string): string
 	{
@@ -413,8 +496,10 @@ function cancel(query_id: string)
 	if ( state$scope == Host )
 		send_cancel(id, state$target);
 	else
-		for ( agent_id in agents )
+		for_agents(all_agents(), function[id](agent_id: string)
+			{
 			send_cancel(id, agent_id);
+			});
 	}
 
 # Queries an agent once, in place of a query for the same purpose that it has not answered: one that connects again and
@@ -442,6 +527,18 @@ event remote_cancel(query_id: string)
 		cancel(query_id);
 	}
 
+# An agent that has connected gets its queries.
+function send_queries(agent_id: string)
+	{
+	delete unserved[agent_id];
+
+	if ( agent_id !in agents )
+		return;
+
+	for ( query_id in queries_for(agent_id) )
+		send_query(queries[query_id], agent_id);
+	}
+
 event agent_connected(agent_id: string)
 	{
 	if ( agent_id !in agents )
@@ -449,8 +546,11 @@ event agent_connected(agent_id: string)
 
 	delete departed[agent_id];
 
-	for ( query_id in queries_for(agent_id) )
-		send_query(queries[query_id], agent_id);
+	if ( agent_id in unserved )
+		return;
+
+	add unserved[agent_id];
+	for_agents(vector(agent_id), send_queries);
 	}
 
 event agent_left(agent_id: string, reason: string)
@@ -471,33 +571,52 @@ event agent_left(agent_id: string, reason: string)
 
 event group_changed(agent_id: string, group: string)
 	{
-	for ( query_id, state in queries )
+	for_agents(vector(agent_id), function[group](changed_id: string)
 		{
-		if ( state$scope != Group || state$target != group )
-			next;
+		for ( query_id, state in queries )
+			{
+			if ( state$scope != Group || state$target != group )
+				next;
 
-		if ( ! has_subnet_group(agent_id, group) )
-			send_cancel(query_id, agent_id);
+			if ( ! has_subnet_group(changed_id, group) )
+				send_cancel(query_id, changed_id);
 
-		send_query(state, agent_id);
-		}
+			send_query(state, changed_id);
+			}
+		});
 	}
 
-# Cancels a query at an agent that may no longer run it, and sends it to one that now may.
-function recheck_query(state: QueryState, agent_id: string)
+# Cancels a query at the agents that may no longer run it, and sends it to those that now may.
+function recheck_query(state: QueryState)
 	{
-	if ( agent_id in state$refused )
+	local permitted: vector of string;
+	local forbidden: vector of string;
+
+	for ( agent_id in agents )
 		{
-		send_query(state, agent_id);
-		return;
+		if ( |topics_for(state, agent_id)| == 0
+		    || agent_id in state$refused == ! is_allowed(agent_id, state$query) )
+			next;
+
+		if ( agent_id in state$refused )
+			permitted += agent_id;
+		else
+			{
+			forbidden += agent_id;
+			add state$refused[agent_id];
+			event query_refused(state$query_id, agent_id);
+			}
 		}
 
-	if ( |topics_for(state, agent_id)| == 0 || is_allowed(agent_id, state$query) )
-		return;
-
-	add state$refused[agent_id];
-	send_cancel(state$query_id, agent_id);
-	event query_refused(state$query_id, agent_id);
+	for_agents(permitted, function[state](permitted_id: string)
+		{
+		if ( state$query_id in queries && permitted_id in agents )
+			send_query(state, permitted_id);
+		});
+	for_agents(forbidden, function[state](forbidden_id: string)
+		{
+		send_cancel(state$query_id, forbidden_id);
+		});
 	}
 
 # Whether a new value is about to hold: rows that come meanwhile wait for it.
@@ -511,8 +630,7 @@ event allowed_tables_changed()
 		return;
 
 	for ( _, state in queries )
-		for ( agent_id in agents )
-			recheck_query(state, agent_id);
+		recheck_query(state);
 	}
 
 function is_refused(ctx: Context): bool
@@ -550,8 +668,13 @@ function replace_query(old_id: string)
 			add by_subscription[subscription_option];
 
 	cancel(old_id);
-	add_query(new_id, state$query, state$scope, state$target);
-	queries[new_id]$first_id = first_id;
+	local changed = QueryState($query_id=new_id, $query=own_query(state$query),
+	    $scope=state$scope, $target=state$target, $first_id=first_id);
+
+	if ( state?$is_for )
+		changed$is_for = state$is_for;
+
+	add_state(changed);
 	current_ids[first_id] = new_id;
 
 	for ( followed_interval in by_interval )

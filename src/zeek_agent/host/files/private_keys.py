@@ -32,7 +32,11 @@ _END: Final = (
     rb"-----END [A-Z0-9 ]*PRIVATE KEY(?: BLOCK)?-----|---- END SSH2 ENCRYPTED PRIVATE KEY ----"
     rb"|-----END OpenVPN Static key V[0-9]-----|Private-MAC:.*"
 )
-_WHOLE: Final = rb"AGE-SECRET-KEY-(?:PQ-)?1[0-9A-Z]+"
+_WHOLE: Final = (
+    rb"AGE-SECRET-KEY-(?:PQ-)?1[0-9A-Z]+"
+    rb"|\bS[ACNOUX][A-Z2-7]{56}\b"  # seeds of NATS' nkeys
+    rb"|\bzat1_[A-Za-z0-9_-]{43,}"  # `zeek-agent fleet token`
+)
 _QUOTING: Final = rb"[\s#;>|\"'*/,+-]*"
 _BODY: Final = (
     _QUOTING + rb"(?:[A-Za-z0-9+/=_-]*(?:\\n)?"

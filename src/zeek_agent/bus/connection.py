@@ -1,0 +1,347 @@
+"""The connection to the servers of a bus, maintained for as long as the agent runs.
+
+A session with each Zeek cluster that is heard there runs over it (`cluster.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from zeek_agent.bus import credentials, link, messages, subjects
+from zeek_agent.bus.cluster import Cluster, Surroundings
+from zeek_agent.bus.messages import BadMessageError, Beacon
+from zeek_agent.bus.session import Times
+from zeek_agent.bus.subjects import Down
+from zeek_agent.errors import UsageError
+from zeek_agent.text import clipped
+from zeek_agent.zeek import protocol, tls
+from zeek_agent.zeek.connection import (
+    SHUTDOWN_TIMEOUT_SECONDS,
+    ConnectionState,
+    ConnectionStatus,
+    platform_group,
+    reconnect_pause,
+)
+from zeek_agent.zeek.session import first_to_end
+
+if TYPE_CHECKING:
+    from zeek_agent.bus.credentials import BusFiles
+    from zeek_agent.bus.link import Link, Received
+    from zeek_agent.config import BusSettings, ZeekSettings
+    from zeek_agent.database.database import SqlDatabase
+    from zeek_agent.destination import Destination
+    from zeek_agent.identity import Identity
+    from zeek_agent.queries.runner import QueryRunner
+
+log = logging.getLogger(__name__)
+
+_DOWN: Final = {kind.value: kind for kind in Down}
+CLUSTERS_MAX: Final = 16
+"""Clusters with which an agent has sessions."""
+PAYLOAD_BYTES_MIN: Final = 64 * 1024
+"""Shortest `max_payload` of a server that the agent uses."""
+NO_EXTRA: Final = (
+    "{url} needs the Python packages of the extra `fleet`, which are not installed: pip install 'zeek-agent[fleet]'"
+)
+
+
+class BusConnection:
+    """Keeps the agent connected to a bus. Raises UsageError if the agent's id or installation is not fit for that."""
+
+    def __init__(  # noqa: PLR0917 - those of `ZeekConnection`, and what the bus needs
+        self,
+        target: Destination,
+        bus: BusSettings,
+        files: BusFiles,
+        settings: ZeekSettings,
+        identity: Identity,
+        database: SqlDatabase,
+        runner: QueryRunner,
+        *,
+        times: Times | None = None,
+        platform: str = sys.platform,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        require_packages(target)
+        self.destination = target
+        self._bus = bus
+        self._files = files
+        self._settings = settings
+        self._agent_id = identity.agent
+        self._times = times or Times()
+        self._clock = clock
+        self._monotonic = monotonic
+        group = platform_group(platform)
+        topics = protocol.subscriptions(identity.agent, settings.groups, group)
+        self._surroundings = Surroundings(
+            identity, settings, frozenset(topics), database, runner, self._times, set(), clock, monotonic, group
+        )
+        self._who_replies = subjects.who_replies(identity.agent)
+        self._down_prefix = subjects.sessions_down(identity.agent).removesuffix("*.*")
+        self._clusters: dict[str, Cluster] = {name: Cluster(name, self._surroundings) for name in bus.clusters}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._failed: asyncio.Future[None] | None = None
+        self._link: Link | None = None
+        self._work: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._state = ConnectionState.STOPPED
+        self._since = clock()
+        self._reconnects = 0
+        self._last_error: str | None = None
+        self._logged_error: str | None = None
+        self._problems: Counter[str] = Counter()
+        if target.is_tls and files.tls.insecure:
+            log.warning("%s: bus.tls.insecure is set, the servers' certificates are not verified", target)
+
+    @property
+    def clusters(self) -> Sequence[Cluster]:
+        """The clusters that were named or heard."""
+        return tuple(self._clusters.values())
+
+    async def run(self) -> None:
+        """Stay connected until cancelled or shut down."""
+        self._work = asyncio.create_task(self._keep_connected(), name=f"connection to {self.destination}")
+        try:
+            await asyncio.wait([self._work])
+            if not self._work.cancelled():
+                self._work.result()
+        finally:
+            self._work.cancel()
+            await asyncio.gather(self._work, return_exceptions=True)
+            self._enter(ConnectionState.STOPPED)
+
+    async def shutdown(self) -> tuple[str, ...]:
+        """Send the shutdown message to each cluster, close the connection and end `run` within a few seconds.
+
+        Returns the ids of the Zeek instances that were connected.
+        """
+        self._stopping = True
+        ended = await asyncio.gather(*(one.shutdown(SHUTDOWN_TIMEOUT_SECONDS) for one in self._clusters.values()))
+        if self._work is not None:
+            self._work.cancel()
+        return tuple(instance for instances in ended for instance in instances)
+
+    def statuses(self) -> Sequence[ConnectionStatus]:
+        """One for each cluster with which there was a session, and one for the bus while there is no session."""
+        welcomed = [cluster for cluster in self._clusters.values() if cluster.was_welcomed]
+        rows = [cluster.status() for cluster in welcomed]
+        if any(cluster.session is not None for cluster in welcomed):
+            return rows
+        return [*rows, self.status()]
+
+    def status(self) -> ConnectionStatus:
+        """Of the connection to a server, whatever the clusters there."""
+        return ConnectionStatus(
+            destination=str(self.destination),
+            state=self._state.value,
+            since=self._since,
+            endpoint=self._link.server if self._link is not None else None,
+            zeek_version=None,
+            instances=0,
+            queries=0,
+            queued_rows=0,
+            unacknowledged_bytes=0,
+            window_bytes=messages.SMALL_BATCH_BYTES,
+            sent_rows=0,
+            sent_bytes=0,
+            dropped_rows=0,
+            reconnects=self._reconnects,
+            last_error=self._last_error,
+        )
+
+    async def _keep_connected(self) -> None:
+        failures = 0
+        while True:
+            began = self._monotonic()
+            try:
+                await self._connect_and_work()
+            except (OSError, UsageError) as error:
+                if self._stopping:
+                    return
+                self._note_failure(error)
+            lasted = self._monotonic() - began
+            failures = 0 if lasted > self._settings.reconnect_max else failures + 1
+            self._enter(ConnectionState.WAITING)
+            await asyncio.sleep(reconnect_pause(self._settings, failures))
+            self._reconnects += 1
+
+    async def _connect_and_work(self) -> None:
+        self._enter(ConnectionState.CONNECTING)
+        connected = await open_link(
+            self.destination, self._files, self._agent_id, f"zeek-agent {self._agent_id}", self._report
+        )
+        try:
+            if connected.payload_bytes_max < PAYLOAD_BYTES_MIN:
+                raise ConnectionError(
+                    f"{connected.server} accepts messages of {connected.payload_bytes_max:,} bytes only: raise its "
+                    f"max_payload to {PAYLOAD_BYTES_MIN:,} or more, the default is 1 MB"
+                )
+            self._link = connected
+            self._failed = asyncio.get_running_loop().create_future()
+            log.info("connected to the bus at %s, NATS %s", connected.server, connected.server_version)
+            await connected.subscribe(subjects.sessions_down(self._agent_id), self._receive)
+            await connected.subscribe(subjects.all_agents(), self._receive_beacon)
+            await connected.flush()
+            self._logged_error = None
+            for name in self._clusters:
+                self._have_sessions(name)
+            await connected.publish(subjects.who(subjects.token(self._agent_id)), reply=self._who_replies)
+            await first_to_end(connected.ended(), self._check_server(connected), _result(self._failed))
+        finally:
+            self._link = None
+            tasks = list(self._tasks.values())
+            self._tasks.clear()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await connected.close()
+
+    async def _check_server(self, connected: Link) -> None:
+        """The library's pings may stay without effect on a connection that is blocked: ask the server, too."""
+        seconds = self._times.server
+        while True:
+            await asyncio.sleep(seconds)
+            await connected.flush(int(seconds))
+
+    async def _receive(self, message: Received) -> None:
+        """A message to one of the sessions, or a reply to `who`."""
+        if message.subject == self._who_replies:
+            if message.payload:  # it is empty if there is no gateway
+                self._heard(message.payload, None)
+            return
+        session, _, name = message.subject.removeprefix(self._down_prefix).partition(".")
+        kind = _DOWN.get(name)
+        if kind is None:
+            self._log_problem("subject", f"skipped a message on the bus of an unknown kind: {clipped(name)}")
+            return
+        for cluster in self._clusters.values():
+            if cluster.session is not None and cluster.session.welcome.session == session:
+                cluster.session.receive(kind, message.payload)
+                return
+        kept = [cluster.keep_early(session, kind, message.payload) for cluster in self._clusters.values()]
+        if any(kept):
+            return
+        self._log_problem("session", f"skipped a message on the bus to a session that does not exist ({kind})")
+
+    async def _receive_beacon(self, message: Received) -> None:
+        self._heard(message.payload, message.subject.rpartition(".")[2])
+
+    def _heard(self, payload: bytes, cluster: str | None) -> None:
+        """A beacon; one that replies to `who` names the cluster."""
+        try:
+            beacon = messages.read(payload, Beacon)
+        except BadMessageError as error:
+            self._log_problem("beacon", f"skipped a message on the bus: {error}")
+            return
+        name = beacon.cluster if cluster is None else cluster
+        if not subjects.is_name(name):
+            self._log_problem("beacon", f"skipped a message on the bus: a beacon of cluster {clipped(name)!r}")
+            return
+        if name not in self._clusters:
+            if self._bus.clusters:
+                log.debug("cluster %s is not in bus.clusters", name)
+                return
+            if len(self._clusters) >= CLUSTERS_MAX:
+                self._log_problem("clusters", f"too many clusters on the bus: {name} is ignored (bus.clusters)")
+                return
+            self._clusters[name] = Cluster(name, self._surroundings)
+        self._clusters[name].invite(beacon)
+        self._have_sessions(name)
+
+    def _have_sessions(self, name: str) -> None:
+        """Run a cluster's sessions over the present connection."""
+        if name in self._tasks or self._link is None:
+            return
+        work = self._clusters[name].run(self._link, is_named=name in self._bus.clusters)
+        task = self._tasks[name] = asyncio.create_task(work, name=f"cluster {name} on the bus")
+        task.add_done_callback(self._sessions_ended)
+
+    def _sessions_ended(self, task: asyncio.Task[None]) -> None:
+        """Pass on an error that a cluster's sessions do not handle."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None and self._failed is not None and not self._failed.done():
+            self._failed.set_exception(error)
+
+    def _report(self, problem: str) -> None:
+        """What the server reports, such as a permission that is missing."""
+        self._log_problem("server", f"{self.destination.title} reports: {problem}")
+        self._last_error = problem
+
+    def _note_failure(self, error: Exception) -> None:
+        """Log why a connection failed or ended, once per cause until it has worked again."""
+        text = explain(error, self.destination)
+        level = logging.DEBUG if text == self._logged_error else logging.WARNING
+        log.log(level, "%s; retrying", text)
+        self._last_error = self._logged_error = text
+
+    def _log_problem(self, kind: str, text: str) -> None:
+        """Log the first, tenth, hundredth… problem of its kind."""
+        self._problems[kind] += 1
+        times = self._problems[kind]
+        is_power_of_ten = str(times).rstrip("0") == "1"
+        log.log(logging.WARNING if is_power_of_ten else logging.DEBUG, "%s%s", text, f" ({times} times)" * (times > 1))
+
+    def _enter(self, state: ConnectionState) -> None:
+        if state is not self._state:
+            self._state, self._since = state, self._clock()
+
+
+def require_packages(target: Destination) -> None:
+    """Raises UsageError if the packages for the bus are not installed."""
+    if importlib.util.find_spec("nats") is None or importlib.util.find_spec("nkeys") is None:
+        raise UsageError(NO_EXTRA.format(url=target))
+
+
+async def open_link(
+    target: Destination,
+    files: BusFiles,
+    agent_id: str,
+    name: str,
+    on_problem: Callable[[str], None] = lambda _: None,
+) -> Link:
+    """A connection to one of the servers. Raises ConnectionError and UsageError."""
+    context = tls.client_context(files.tls, "bus.tls") if target.is_tls or files.has_tls else None
+    return await link.connect(
+        target.servers,
+        name=name,
+        inbox=subjects.inbox(agent_id),
+        credentials=None if files.credentials is None else credentials.read(files.credentials),
+        tls=context,
+        tls_hostname=files.tls.server_name,
+        on_problem=on_problem,
+    )
+
+
+def explain(error: BaseException, target: Destination) -> str:
+    """One line that names the bus, what went wrong and the likely cause."""
+    if isinstance(error, UsageError):
+        return str(error)
+    text = str(error)
+    for sign, advice in _ADVICE:
+        if sign in text.lower():
+            return f"{target.title} cannot be used: {clipped(text)} ({advice})"
+    return f"{target.title} cannot be used: {clipped(text)}"
+
+
+_ADVICE: Final = (
+    (
+        "authorization violation",
+        "the server does not accept the agent's credentials, if there are any: `zeek-agent doctor` checks them, "
+        "`zeek-agent enroll` gets new ones",
+    ),
+    ("authentication expired", "the agent's credentials have expired: `zeek-agent enroll` gets new ones"),
+    ("certificate verify failed", "bus.tls.ca_file sets the trusted CAs"),
+    ("does not require tls", "enable TLS at the server, or write nats:// if others cannot read along"),
+)
+
+
+async def _result(future: asyncio.Future[None]) -> None:
+    await future

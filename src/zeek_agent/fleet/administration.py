@@ -1,0 +1,356 @@
+"""The commands that make a fleet and change it: hubs, sites, gateways, tokens, revocation."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from msgspec.structs import replace
+
+from zeek_agent.bus import subjects
+from zeek_agent.errors import UsageError
+from zeek_agent.fleet import authority, configurations, directory, jwt, nkey, registry, roles, tokens
+from zeek_agent.fleet.directory import EnrolmentSettings, Fleet, Place, Revocation, Site
+from zeek_agent.fleet.enrolled import GATEWAY_UNIT
+from zeek_agent.fleet.issuing import CREDENTIAL_SECONDS
+from zeek_agent.fleet.nkey import Key
+from zeek_agent.fleet.registry import AgentRow, TokenRow
+from zeek_agent.schema import ZeekType
+
+DAY_SECONDS: Final = 86_400.0
+HOST_SECONDS: Final = 365 * DAY_SECONDS
+"""Life of the credentials of gateways and leaves."""
+TOKEN_USES_MAX: Final = 100_000
+_ONLINE: Final = (roles.AGENT, roles.BOOTSTRAP)
+"""Roles whose signing keys the enrolment service has."""
+_UNITS: Final = {"min": 60.0, "h": 3600.0, "d": DAY_SECONDS}
+
+
+def initialize(
+    place: Path,
+    name: str,
+    *,
+    hubs: Sequence[str],
+    sites: Sequence[Site],
+    gateways: Mapping[str, str],
+    now: float,
+    enrolment: Sequence[str] = (),
+    collector: Sequence[str] = (),
+) -> list[str]:
+    """Make a fleet in a new directory. Returns what it made there.
+
+    `gateways` maps names to clusters; `enrolment` and `collector` are the hosts of these services, by default the hubs.
+    Raises UsageError for invalid names and for a directory that is not empty.
+    """
+    _check_name(name)
+    for host in (*hubs, *enrolment, *collector):
+        _check_host(host)
+    for site in sites:
+        _check_site(site)
+    for gateway, cluster in gateways.items():
+        _check_name(gateway)
+        _check_name(cluster)
+    directory.create(place)
+    keys = {kind: Key.generate(nkey.ACCOUNT) for kind in ("account", "system")}
+    keys["operator"] = Key.generate(nkey.OPERATOR)
+    of_roles = {role: Key.generate(nkey.ACCOUNT) for role in roles.TEMPLATES}
+    for kind, key in keys.items():
+        directory.write(place / "keys" / f"{kind}.seed", f"{key.seed}\n")
+    for role, key in of_roles.items():
+        where = "enrolment" if role in _ONLINE else "keys"
+        directory.write(place / where / f"role-{role}.seed", f"{key.seed}\n")
+    for where, kind in (("keys", "server-ca"), ("enrolment", "agents-ca")):
+        pair = authority.new_authority(f"{name} {kind}", now)
+        _write_pair(place / where / kind, pair)
+    fleet = Fleet(
+        name,
+        keys["operator"].public,
+        keys["account"].public,
+        keys["system"].public,
+        {role: key.public for role, key in of_roles.items()},
+        tuple(hubs),
+        tuple(enrolment or hubs),
+        tuple(collector or hubs),
+        tuple(sites),
+        tokens_issued=int(now),
+    )
+    made = Place(place)
+    directory.write_json(place / "fleet.json", fleet)
+    write_services(made, now)
+    for host in hubs:
+        _write_hub(made, fleet, host, now)
+    for site in sites:
+        _write_site(made, site, now)
+    for gateway, cluster in gateways.items():
+        write_gateway(made, gateway, [cluster], now)
+    _write_configurations(made)
+    return sorted(str(each) for each in place.iterdir())
+
+
+def write_hub(place: Place, host: str, now: float) -> None:
+    """Add a hub, or renew its certificate."""
+    _check_host(host)
+    fleet = place.fleet()
+    if host not in fleet.hubs:
+        fleet = replace(fleet, hubs=(*fleet.hubs, host))
+        directory.write_json(place.directory / "fleet.json", fleet)
+    _write_hub(place, fleet, host, now)
+    _write_configurations(place)
+
+
+def write_site(place: Place, site: Site, now: float) -> None:
+    """Add a site, or renew its certificate and credentials."""
+    _check_site(site)
+    fleet = place.fleet()
+    others = tuple(other for other in fleet.sites if other.name != site.name)
+    directory.write_json(place.directory / "fleet.json", replace(fleet, sites=(*others, site)))
+    _write_site(place, site, now)
+    _write_configurations(place)
+
+
+def write_gateway(place: Place, name: str, clusters: Sequence[str], now: float) -> None:
+    """Add a gateway, or renew its credentials and its certificate for collectors."""
+    for each in (name, *clusters):
+        _check_name(each)
+    where = place.directory / "gateways" / name
+    _write_user(place, roles.GATEWAY, name, where / "gateway.creds", now, roles.tags(roles.CLUSTER, clusters))
+    key = authority.new_key()
+    signer = place.authority("agents-ca")
+    certificate = signer.client(name, authority.public_key(key), now, now + HOST_SECONDS, GATEWAY_UNIT)
+    _write_pair(where / "client", authority.Pair(certificate, key))
+    directory.write(where / "ca.pem", _server_ca(place))
+    directory.write(where / "zeek-agent.toml", configurations.gateway(place.fleet(), name, clusters[0]))
+
+
+def make_token(place: Place, *, uses: int, groups: Sequence[str], lifetime_seconds: float, now: float) -> str:
+    """A new enrolment token; the registry has its public key only."""
+    for group in groups:
+        subjects.token(group)
+    settings = place.settings()
+    key = Key.generate(nkey.USER)
+    expires = now + lifetime_seconds
+    user = jwt.user(
+        "bootstrap", key.public, place.key(f"role-{roles.BOOTSTRAP}"), now, expires=expires, account=settings.account
+    )
+    with registry.opened(place.registry) as opened, opened.transaction():
+        opened.add_token(TokenRow(key.public, uses, 0, tuple(dict.fromkeys(groups)), now, expires))
+    return tokens.write(key, authority.der(directory.read_text(place.enrolment / "ca.pem")), user)
+
+
+class Revoked(NamedTuple):
+    """A key that a command has revoked; `agent` is its entry in the registry, if it has one here."""
+
+    key: str
+    agent: AgentRow | None
+
+
+def revoke(place: Place, names: Sequence[str], now: float) -> list[Revoked]:
+    """Revoke agents by id or key, and others by `ROLE:NAME`, in the registry and in the account's token.
+
+    Servers do not know it yet. Raises UsageError for unknown names; then nothing is revoked.
+    """
+    revoked = list(_found(place, names))
+    if place.registry.exists():
+        with registry.opened(place.registry) as opened, opened.transaction():
+            for one in revoked:
+                if one.agent is not None:
+                    opened.revoke(one.key, now)
+    if place.has_keys:
+        fleet = place.fleet()
+        entries = {key: entry for key, entry in fleet.revoked.items() if entry.until > now}
+        for one in revoked:
+            is_agent = one.key not in fleet.issued.values()
+            entries[one.key] = Revocation(now, now + DAY_SECONDS + (CREDENTIAL_SECONDS if is_agent else HOST_SECONDS))
+        issued = max(int(now), fleet.tokens_issued + 1)
+        directory.write_json(place.directory / "fleet.json", replace(fleet, revoked=entries, tokens_issued=issued))
+        _write_configurations(place)
+    return revoked
+
+
+def account_tokens(place: Place) -> tuple[str, str]:
+    """The current tokens of the account and of the system account."""
+    fleet = place.fleet()
+    operator = place.key("operator")
+    of_roles = {role: (fleet.roles[role], template) for role, template in roles.TEMPLATES.items()}
+    revoked = {key: int(entry.time) for key, entry in fleet.revoked.items()}
+    issued = float(fleet.tokens_issued)
+    return (
+        jwt.account(fleet.name, fleet.account, operator, issued, roles=of_roles, revocations=revoked),
+        jwt.account("SYS", fleet.system, operator, issued, revocations=revoked),
+    )
+
+
+def pusher_credentials(place: Place, now: float) -> str:
+    """Credentials in the system account, for some minutes."""
+    key = Key.generate(nkey.USER)
+    return jwt.credentials(jwt.user("push", key.public, place.key("system"), now, expires=now + 300), key)
+
+
+def parse_lifetime(text: str) -> float:
+    """Seconds of a text such as `7d`, `12h` or `30min`. Raises UsageError."""
+    match = re.fullmatch(r"(\d{1,6})(min|h|d)", text.strip())
+    if match is None or (seconds := int(match[1]) * _UNITS[match[2]]) <= 0 or seconds > HOST_SECONDS:
+        raise UsageError(f"not a time of up to a year, such as 7d, 12h or 30min: {text[:40]!r}")
+    return seconds
+
+
+def parse_site(text: str) -> Site:
+    """`NAME`, or `NAME=HOST[,HOST…]` with the names and addresses that its agents use for the site's server."""
+    name, _, hosts = text.partition("=")
+    return Site(name, tuple(filter(None, hosts.split(","))) or (name,))
+
+
+def parse_gateway(text: str) -> tuple[str, str]:
+    """`NAME`, or `NAME=CLUSTER`; the cluster `zeek` by default."""
+    name, _, cluster = text.partition("=")
+    return name, cluster or "zeek"
+
+
+def agents(place: Place) -> list[AgentRow]:
+    if not place.registry.exists():
+        raise UsageError(f"there is no registry in {place.enrolment}")
+    with registry.opened(place.registry) as opened:
+        return opened.agents()
+
+
+def agent_line(row: AgentRow, now: float) -> tuple[str, ...]:
+    """The columns of an agent in the output of `fleet agents`."""
+    state = "revoked" if row.revoked is not None else "expired" if row.expires <= now else "enrolled"
+    return (row.id, row.hostname, state, ",".join(row.groups), _date(row.enrolled), _date(row.expires), row.key)
+
+
+AGENT_COLUMNS: Final[Sequence[tuple[str, ZeekType]]] = tuple(
+    (name, ZeekType("text")) for name in ("id", "hostname", "state", "groups", "enrolled", "expires", "key")
+)
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def _found(place: Place, names: Sequence[str]) -> Iterator[Revoked]:
+    issued = place.fleet().issued if place.has_keys else {}
+    rows = agents(place) if place.registry.exists() else []
+    for name in names:
+        matching = [row for row in rows if row.revoked is None and name in (row.id, row.key)]
+        others = [key for label, key in issued.items() if label in (name, f"system-{name}")]
+        if matching:
+            yield from (Revoked(row.key, row) for row in matching)
+        elif others:
+            yield from (Revoked(key, None) for key in others)
+        elif nkey.decoded(name) is not None and place.has_keys:
+            yield Revoked(name, None)
+        else:
+            raise UsageError(f"no agent has this id, and nothing else this name: {name[:80]!r}")
+
+
+def write_services(place: Place, now: float) -> None:
+    """Write, or renew, what the enrolment service, a collector and operators need. The registry is kept."""
+    fleet = place.fleet()
+    base, enrolment = place.directory, place.enrolment
+    servers = configurations.client_urls(fleet.hubs)
+    directory.write_json(enrolment / "enrolment.json", EnrolmentSettings(fleet.name, fleet.account, servers))
+    ca = _server_ca(place)
+    signer = place.authority("server-ca")
+    directory.write(enrolment / "ca.pem", ca)
+    _write_pair(enrolment / "server", signer.server(fleet.enrolment, now))
+    _write_user(place, roles.ENROLMENT, "enrolment", enrolment / "enrolment.creds", None)
+    directory.write(enrolment / "zeek-agent-enrolment.service", configurations.enrolment_unit())
+    with registry.opened(place.registry):
+        pass
+    _write_user(place, roles.OPERATOR, "operator", base / "operator" / "operator.creds", now)
+    directory.write(base / "operator" / "ca.pem", ca)
+    directory.write(base / "agent" / "ca.pem", ca)
+    _write_pair(base / "collector" / "server", signer.server(fleet.collector, now))
+    directory.write(base / "collector" / "agents-ca.pem", directory.read_text(enrolment / "agents-ca.pem"))
+    directory.write(base / "collector" / "zeek-agent.toml", configurations.collector(fleet))
+    directory.write(base / "collector" / "zeek-agent-collector.service", configurations.collector_unit())
+
+
+def _write_hub(place: Place, fleet: Fleet, host: str, now: float) -> None:
+    where = place.directory / "hubs" / host
+    _write_pair(where / "server", place.authority("server-ca").server([host], now))
+    directory.write(where / "ca.pem", _server_ca(place))
+    unit = configurations.server_unit(f"NATS hub of the fleet {fleet.name}")
+    directory.write(where / "zeek-agent-nats.service", unit)
+
+
+def _write_site(place: Place, site: Site, now: float) -> None:
+    where = place.directory / "leaves" / site.name
+    _write_pair(where / "server", place.authority("server-ca").server(site.hosts, now))
+    directory.write(where / "ca.pem", _server_ca(place))
+    _write_user(place, roles.LEAF, site.name, where / "leaf.creds", now, roles.tags(roles.CLUSTER, site.clusters))
+    key = Key.generate(nkey.USER)
+    token = jwt.user(
+        site.name,
+        key.public,
+        place.key("system"),
+        now,
+        expires=now + HOST_SECONDS,
+        permissions=roles.SYSTEM_OF_A_LEAF,
+    )
+    directory.write(where / "system.creds", jwt.credentials(token, key))
+    _remember(place, f"system-{roles.LEAF}:{site.name}", key)
+    directory.write(where / "zeek-agent-nats.service", configurations.server_unit(f"NATS server of site {site.name}"))
+
+
+def _write_user(  # noqa: PLR0917 - a user's parts
+    place: Place, role: str, name: str, file: Path, now: float | None, tags: tuple[str, ...] = ()
+) -> None:
+    """Credentials that expire after `HOST_SECONDS`, or never without `now`."""
+    key = Key.generate(nkey.USER)
+    expires = None if now is None else now + HOST_SECONDS
+    signer, account = place.key(f"role-{role}"), place.fleet().account
+    token = jwt.user(name, key.public, signer, now or time.time(), expires=expires, account=account, tags=tags)
+    directory.write(file, jwt.credentials(token, key))
+    _remember(place, f"{role}:{name}", key)
+
+
+def _remember(place: Place, label: str, key: Key) -> None:
+    fleet = place.fleet()
+    directory.write_json(place.directory / "fleet.json", replace(fleet, issued={**fleet.issued, label: key.public}))
+
+
+def _write_configurations(place: Place) -> None:
+    """The configurations of all servers, with the current tokens, and the README."""
+    fleet = place.fleet()
+    operator = jwt.operator(fleet.name, place.key("operator"), fleet.system, float(fleet.tokens_issued))
+    account, system = account_tokens(place)
+    for host in fleet.hubs:
+        text = configurations.hub(fleet, host, operator, account, system)
+        directory.write(place.directory / "hubs" / host / "nats.conf", text)
+    for site in fleet.sites:
+        text = configurations.leaf(fleet, site.name, operator, account, system)
+        directory.write(place.directory / "leaves" / site.name / "nats.conf", text)
+    directory.write(place.directory / "README.md", configurations.readme(fleet))
+
+
+def _write_pair(path: Path, pair: authority.Pair) -> None:
+    directory.write(path.with_name(f"{path.name}.pem"), pair.certificate)
+    directory.write(path.with_name(f"{path.name}.key"), pair.key)
+
+
+def _server_ca(place: Place) -> str:
+    return directory.read_text(place.keys / "server-ca.pem")
+
+
+def _check_name(name: str) -> None:
+    if not subjects.is_name(name):
+        raise UsageError(f"not a name (letters, digits, - and _, 64 at most): {name[:80]!r}")
+
+
+def _check_site(site: Site) -> None:
+    _check_name(site.name)
+    for host in site.hosts:
+        _check_host(host)
+    for cluster in site.clusters:
+        if cluster != "*":
+            _check_name(cluster)
+
+
+def _check_host(host: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.:-]{0,250}|::1", host):
+        raise UsageError(f"not a host name or address: {host[:80]!r}")

@@ -1,0 +1,165 @@
+"""The registry of a fleet: enrolment tokens, agents and their keys, in one SQLite file (mode 0600).
+
+The service and the commands use it at the same time; each decision is one transaction.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import apsw
+import msgspec
+
+from zeek_agent.errors import ZeekAgentError
+
+AGENTS_MAX: Final = 1_000_000
+"""More agents are not enrolled; bounds the file."""
+NONCES_SECONDS: Final = 900.0
+"""How long a request is remembered, more than twice the largest difference of clocks."""
+_BUSY_MILLISECONDS: Final = 10_000
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS tokens(
+  key TEXT PRIMARY KEY, uses INTEGER NOT NULL, used INTEGER NOT NULL DEFAULT 0, groups TEXT NOT NULL,
+  created REAL NOT NULL, expires REAL NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS agents(
+  key TEXT PRIMARY KEY, id TEXT NOT NULL, hostname TEXT NOT NULL, groups TEXT NOT NULL, token TEXT NOT NULL,
+  enrolled REAL NOT NULL, issued REAL NOT NULL, expires REAL NOT NULL, revoked REAL
+) STRICT;
+CREATE UNIQUE INDEX IF NOT EXISTS agents_id ON agents(id) WHERE revoked IS NULL;
+CREATE TABLE IF NOT EXISTS requests(nonce TEXT PRIMARY KEY, time REAL NOT NULL) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS requests_time ON requests(time);
+PRAGMA user_version = 1;
+"""
+
+
+class TokenRow(NamedTuple):
+    """An enrolment token; `key` is its public key."""
+
+    key: str
+    uses: int
+    used: int
+    groups: tuple[str, ...]
+    created: float
+    expires: float
+
+
+class AgentRow(NamedTuple):
+    """An agent; times in seconds since the epoch, `revoked` None unless its key was revoked."""
+
+    key: str
+    id: str
+    hostname: str
+    groups: tuple[str, ...]
+    token: str
+    enrolled: float
+    issued: float
+    expires: float
+    revoked: float | None
+
+
+class Registry:
+    """An open registry."""
+
+    def __init__(self, file: Path) -> None:
+        """Open the file, or create it. Raises ZeekAgentError if that is not possible."""
+        self._file = file
+        try:
+            os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+            self._database = apsw.Connection(str(file))
+            self._database.set_busy_timeout(_BUSY_MILLISECONDS)
+            self._database.execute("PRAGMA synchronous = FULL")
+            with self.transaction():
+                self._database.execute(_SCHEMA)
+        except (apsw.Error, OSError) as error:
+            raise ZeekAgentError(f"cannot open the registry {file}: {error}") from None
+
+    def close(self) -> None:
+        self._database.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Everything or nothing; no other process decides meanwhile. Raises ZeekAgentError if SQLite fails."""
+        try:
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._database.execute("ROLLBACK")
+                raise
+            self._database.execute("COMMIT")
+        except apsw.Error as error:
+            raise ZeekAgentError(f"the registry {self._file} cannot be used: {error}") from None
+
+    # Tokens
+
+    def add_token(self, row: TokenRow) -> None:
+        self._database.execute("INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?)", (*row[:3], _list(row.groups), *row[4:]))
+
+    def token(self, key: str) -> TokenRow | None:
+        found = self._database.execute("SELECT * FROM tokens WHERE key = ?", (key,)).fetchone()
+        return None if found is None else TokenRow(*found)._replace(groups=_tuple(found[3]))
+
+    def use_token(self, key: str) -> None:
+        self._database.execute("UPDATE tokens SET used = used + 1 WHERE key = ?", (key,))
+
+    # Agents
+
+    def agents(self) -> list[AgentRow]:
+        """All agents, by id; those whose key was revoked first."""
+        return [_agent(row) for row in self._database.execute("SELECT * FROM agents ORDER BY id, revoked IS NULL")]
+
+    def agent(self, agent_id: str) -> AgentRow | None:
+        """The agent with that id whose key was not revoked."""
+        return self._one("id = ? AND revoked IS NULL", agent_id)
+
+    def holder(self, key: str) -> AgentRow | None:
+        """The agent with that key."""
+        return self._one("key = ?", key)
+
+    def put_agent(self, row: AgentRow) -> None:
+        """Add the agent with that key, or replace it."""
+        self._database.execute(
+            "INSERT OR REPLACE INTO agents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row[:3], _list(row.groups), *row[4:])
+        )
+
+    def agent_count(self) -> int:
+        rows: list[tuple[Any, ...]] = self._database.execute("SELECT count(*) FROM agents").fetchall()
+        return int(rows[0][0])
+
+    def revoke(self, key: str, now: float) -> None:
+        self._database.execute("UPDATE agents SET revoked = ? WHERE key = ?", (now, key))
+
+    # Requests
+
+    def is_replayed(self, nonce: str, now: float) -> bool:
+        """Whether the request was seen before; it is remembered."""
+        self._database.execute("DELETE FROM requests WHERE time < ?", (now - NONCES_SECONDS,))
+        self._database.execute("INSERT OR IGNORE INTO requests VALUES (?, ?)", (nonce, now))
+        return self._database.changes() == 0
+
+    def _one(self, condition: str, value: str) -> AgentRow | None:
+        found = self._database.execute(f"SELECT * FROM agents WHERE {condition}", (value,)).fetchone()
+        return None if found is None else _agent(found)
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Registry]:
+    with closing(Registry(file)) as registry:
+        yield registry
+
+
+def _agent(row: tuple[Any, ...]) -> AgentRow:
+    return AgentRow(*row)._replace(groups=_tuple(row[3]))
+
+
+def _list(names: tuple[str, ...]) -> str:
+    return msgspec.json.encode(names).decode()
+
+
+def _tuple(text: object) -> tuple[str, ...]:
+    return msgspec.json.decode(str(text), type=tuple[str, ...])

@@ -1,0 +1,126 @@
+"""Wants and grants that cross each other, between the agent's sender and the gateway's credits."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from waiting import until
+
+from zeek_agent.bus.messages import SMALL_BATCH_BYTES, Ack, Grant, Want
+from zeek_agent.bus.sender import BusSender
+
+SMALL, LARGE, LARGER = b"s" * 100, b"l" * 10_000, b"L" * 50_000
+
+
+@dataclass
+class Bus:
+    """What a sender has published."""
+
+    batches: list[bytes] = field(default_factory=list)
+    wants: list[Want] = field(default_factory=list)
+
+    async def batch(self, number: int, payload: bytes) -> None:
+        assert number == len(self.batches) + 1
+        self.batches.append(payload)
+
+    async def want(self, want: Want) -> None:
+        self.wants.append(want)
+
+
+@asynccontextmanager
+async def sender() -> AsyncIterator[tuple[BusSender, Bus]]:
+    bus = Bus()
+    one = BusSender(bus.batch, bus.want, list)  # type: ignore[arg-type] - every frame fits
+    running = asyncio.create_task(one.run())
+    try:
+        yield one, bus
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        one.close("the test ends")
+
+
+async def test_a_grant_for_less_than_is_wanted_by_now_is_not_used() -> None:
+    async with sender() as (one, bus):
+        await one.send([SMALL])
+        waiting = [asyncio.create_task(one.send([SMALL]))]
+        await until(lambda: bus.wants)
+        waiting.append(asyncio.create_task(one.send([LARGE])))
+        await until(lambda: len(bus.wants) == 2)
+        assert bus.wants[0].bytes == SMALL_BATCH_BYTES < len(LARGE) <= bus.wants[1].bytes
+        one.grant(Grant(number=bus.wants[0].number))
+        await asyncio.sleep(0.05)
+        assert len(bus.batches) == 1
+        one.grant(Grant(number=bus.wants[1].number))
+        await asyncio.gather(*waiting)
+        assert bus.batches[1] == SMALL + b"\n" + LARGE
+
+
+async def test_a_grant_in_an_acknowledgement_is_for_the_want_that_it_names() -> None:
+    async with sender() as (one, bus):
+        await one.send([SMALL])
+        waiting = asyncio.create_task(one.send([LARGE]))
+        await until(lambda: bus.wants)
+        one.acknowledge(Ack(1, bus.wants[0].number + 1))
+        await asyncio.sleep(0.05)
+        assert len(bus.batches) == 1
+        one.acknowledge(Ack(1, bus.wants[0].number))
+        await waiting
+        assert len(bus.batches) == 2
+
+
+async def test_a_want_is_withdrawn_when_an_acknowledgement_makes_it_unnecessary() -> None:
+    async with sender() as (one, bus):
+        await one.send([SMALL])
+        waiting = asyncio.create_task(one.send([SMALL]))
+        await until(lambda: bus.wants)
+        one.acknowledge(Ack(1))
+        await waiting
+        await until(lambda: len(bus.wants) == 2)
+        assert bus.wants[1].bytes == 0
+        one.grant(Grant(number=bus.wants[0].number))
+        later = asyncio.create_task(one.send([LARGER]))
+        await until(lambda: len(bus.wants) == 3)
+        assert len(bus.batches) == 2, "a grant that was withdrawn is not used"
+        one.grant(Grant(number=bus.wants[2].number))
+        await later
+        assert len(bus.batches) == 3
+
+
+async def test_a_want_is_withdrawn_when_what_waited_is_cancelled() -> None:
+    async with sender() as (one, bus):
+        waiting = asyncio.create_task(one.send([LARGE]))
+        await until(lambda: bus.wants)
+        waiting.cancel()
+        await until(lambda: len(bus.wants) == 2)
+        assert bus.wants[1].bytes == 0
+
+
+async def test_a_grant_for_a_cancelled_batch_is_not_used_for_a_larger_one() -> None:
+    async with sender() as (one, bus):
+        cancelled = asyncio.create_task(one.send([LARGE]))
+        await until(lambda: bus.wants)
+        larger = asyncio.create_task(one.send([LARGER]))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        one.grant(Grant(number=bus.wants[0].number))
+        await until(lambda: bus.wants[-1].bytes >= len(LARGER))
+        assert bus.batches == []
+        one.grant(Grant(number=bus.wants[-1].number))
+        await larger
+        assert bus.batches == [LARGER]
+
+
+async def test_a_closed_sender_withdraws_nothing() -> None:
+    async with sender() as (one, bus):
+        waiting = asyncio.create_task(one.send([LARGE]))
+        await until(lambda: bus.wants)
+        another = asyncio.create_task(one.send([LARGE]))
+        await asyncio.sleep(0)
+        one.close("Zeek is away")
+        await asyncio.gather(waiting, another, return_exceptions=True)
+        await asyncio.sleep(0.05)
+        assert [want.bytes for want in bus.wants] == [SMALL_BATCH_BYTES + len(LARGE) + 1]

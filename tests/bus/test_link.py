@@ -1,0 +1,139 @@
+"""A connection to a real NATS server: requests, their failures, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from nats_server import nats_server
+
+from zeek_agent.bus import link
+from zeek_agent.bus.link import Link, NoListenerError, Received
+
+
+async def test_requests_are_answered_over_the_bus(tmp_path: Path) -> None:
+    with nats_server(tmp_path / "hub") as server:
+        asking = await link.connect([server.url], name="asking", inbox="inbox.a")
+        answering = await link.connect([server.url], name="answering", inbox="inbox.b")
+
+        async def answer(message: Received) -> None:
+            await answering.publish(message.reply, message.payload.upper())
+
+        end = await answering.subscribe("questions.*", answer)
+        await answering.flush()
+        assert await asking.request("questions.one", b"who", 5) == b"WHO"
+        await end()
+        await answering.flush()
+        with pytest.raises(NoListenerError):
+            await asking.request("questions.one", b"who", 5)
+        await answering.subscribe("silence", lambda _: asyncio.sleep(0))
+        await answering.flush()
+        with pytest.raises(TimeoutError):
+            await asking.request("silence", b"who", 0.05)
+        await asking.close()
+        await answering.close()
+
+
+async def test_the_end_of_a_server_ends_the_connection(tmp_path: Path) -> None:
+    with nats_server(tmp_path / "hub") as server:
+        connection = await link.connect([server.url], name="agent", inbox="inbox.a")
+        assert connection.is_open
+        assert connection.server == f"127.0.0.1:{server.port}"
+        server.kill()
+        with pytest.raises(ConnectionError, match="connection to the bus lost"):
+            await connection.ended()
+        assert not connection.is_open
+        with pytest.raises(ConnectionError):
+            await connection.publish("somewhere", b"lost")
+        server.start_again()
+        again = await link.connect([server.url], name="agent", inbox="inbox.a")
+        assert again.is_open
+        await again.close()
+
+
+async def test_no_server_is_a_connection_error() -> None:
+    with pytest.raises(ConnectionError):
+        await link.connect(["nats://127.0.0.1:1"], name="agent", inbox="inbox.a")
+
+
+async def test_a_second_server_is_used_when_the_first_is_away(tmp_path: Path) -> None:
+    with nats_server(tmp_path / "hub") as server:
+        connection = await link.connect(["nats://127.0.0.1:1", server.url], name="agent", inbox="inbox.a")
+        assert connection.server.endswith(str(server.port))
+        await connection.close()
+
+
+@pytest.mark.parametrize("answer", [SimpleNamespace(data=b""), OSError("refused")])
+async def test_a_task_that_is_cancelled_while_its_answer_arrives_ends(answer: object) -> None:
+    arriving: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+
+    class Client:
+        async def request(self, *_: object, timeout: float) -> object:
+            return await asyncio.wait_for(arriving, timeout)
+
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    asking = asyncio.create_task(Link(Client(), ended).request("questions.one", b"", 5))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    if isinstance(answer, OSError):
+        arriving.set_exception(answer)
+    else:
+        arriving.set_result(answer)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+
+
+async def test_a_task_that_is_cancelled_while_its_connection_closes_ends() -> None:
+    class Client:
+        async def close(self) -> None:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    closing = asyncio.create_task(Link(Client(), ended).close())  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+
+
+async def test_a_cancellation_that_comes_with_an_answer_is_not_lost(tmp_path: Path) -> None:
+    with nats_server(tmp_path / "hub") as server:
+        connection = await link.connect([server.url], name="agent", inbox="inbox.a")
+        asking: asyncio.Task[bytes] | None = None
+
+        async def answer(message: Received) -> None:
+            await connection.publish(message.reply, b"here")
+
+        await connection.subscribe("question", answer)
+        library = connection._client._request_sub_callback
+
+        async def cancel_too(message: Any) -> None:
+            await library(message)
+            assert asking is not None
+            asking.cancel()
+
+        connection._client._request_sub_callback = cancel_too  # type: ignore[method-assign]
+        asking = asyncio.create_task(connection.request("question", b"", 5))
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await connection.close()
+
+
+async def test_a_cancellation_that_comes_with_an_error_is_not_lost() -> None:
+    async def ask() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        with link._as_connection_error():
+            task.cancel()
+            with suppress(asyncio.CancelledError):  # as asyncio.wait_for does
+                await asyncio.sleep(0)
+            raise OSError("refused")
+
+    asking = asyncio.create_task(ask())
+    with pytest.raises(asyncio.CancelledError):
+        await asking

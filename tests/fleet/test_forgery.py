@@ -1,0 +1,375 @@
+"""What holders of credentials may not do on the bus: each forgery is refused by the real server and in its log."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import fleet
+import pytest
+from fleet import Servers
+from nats_server import NatsServer
+from raw_leaf import RawLeaf
+from waiting import until
+
+from zeek_agent.bus import subjects
+from zeek_agent.bus.link import Link, Received
+from zeek_agent.bus.subjects import Down, Peer, Up
+from zeek_agent.errors import ZeekAgentError
+from zeek_agent.fleet import administration, configurations, directory, jwt, nkey, pushing, roles, tokens
+from zeek_agent.fleet.nkey import Key
+
+ME, OTHER = "Hme", "Hother"
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    base = tmp_path_factory.mktemp("fleet")
+    place = fleet.make(base / "made", sites=("fra", "nyc"))
+    administration.write_site(place, fleet.Site("nyc", (fleet.HOST,), ("east",)), time.time())
+    with fleet.servers(place, base / "run") as servers:
+        yield servers
+
+
+def violation(running: Servers, kind: str, subject: str) -> bool:
+    """Whether the hub's log says that somebody was refused it. The line's middle differs between versions."""
+    return re.search(rf'{kind} Violation .*Subject "{re.escape(subject)}"', running.hub.log) is not None
+
+
+class Ears:
+    """Everything that arrives for the gateway and for an agent."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    async def hear(self, message: Received) -> None:
+        self.heard.append(message.subject)
+
+
+async def listening(running: Servers) -> tuple[Ears, Link, Link]:
+    """A gateway and another agent, which receive all that they may."""
+    ears, gateway, agent = Ears(), await running.gateway(), await running.agent(OTHER)
+    for subject in ("za.v1.hello.zeek.*", "za.v1.up.gw1.>", "za.v1.gw.zeek.>", "za.v1.who.*"):
+        await gateway.subscribe(subject, ears.hear)
+    for subject in (subjects.all_down(OTHER), "za.v1.all.*"):
+        await agent.subscribe(subject, ears.hear)
+    await gateway.flush()
+    await agent.flush()
+    return ears, gateway, agent
+
+
+FORGED = {
+    "another agent's batch": subjects.up("gw1", OTHER, "s1", Up.BATCH, 1),
+    "another agent's beat": subjects.up("gw1", OTHER, "s1", Up.BEAT),
+    "another agent's hello": subjects.hello("zeek", OTHER),
+    "an answer in another agent's inbox": f"{subjects.inbox(OTHER)}.x.1",
+    "a frame for another agent": subjects.down(OTHER, "s1", Down.FRAME),
+    "an ack for another agent": subjects.down(OTHER, "s1", Down.ACK),
+    "an ack for itself": subjects.down(ME, "s1", Down.ACK),
+    "a beacon": subjects.all_agents("zeek"),
+    "a message to a group": "za.v1.g.linux",
+    "a gateway's beat": subjects.peers("zeek", Peer.BEAT),
+    "a gateway's claim": subjects.peers("zeek", Peer.CLAIM, OTHER),
+    "another agent's renewal": subjects.renewal(OTHER),
+    "an enrolment": subjects.enrolment("UKEY"),
+    "another agent's question for gateways": subjects.who(OTHER),
+    "a question for gateways without a name": "za.v1.who",
+    "a request to the system": "$SYS.REQ.SERVER.PING",
+}
+
+
+@pytest.mark.parametrize("forged", FORGED)
+async def test_an_agent_cannot_publish(running: Servers, forged: str) -> None:
+    ears, gateway, other = await listening(running)
+    agent = await running.agent(ME)
+    await agent.publish(FORGED[forged], b"{}")
+    own = subjects.up("gw1", ME, "s1", Up.BEAT)
+    await agent.publish(own)  # arrives after it
+    await until(lambda: own in ears.heard, 10, "its own message did not arrive")
+    assert ears.heard == [own]
+    await until(lambda: violation(running, "Publish", FORGED[forged]), 10, "not in the log")
+    for each in (agent, gateway, other):
+        await each.close()
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        subjects.all_down(OTHER),
+        "za.v1.dn.>",
+        "za.v1.>",
+        ">",
+        "za.v1.hello.zeek.*",
+        "za.v1.up.gw1.>",
+        "za.v1.g.admins",
+        "za.v1.boot.>",
+        "za.v1.gw.zeek.>",
+        "$SYS.>",
+    ],
+)
+async def test_an_agent_cannot_listen(running: Servers, subject: str) -> None:
+    ears, agent = Ears(), await running.agent(ME)
+    await agent.subscribe(subject, ears.hear)
+    await agent.flush()
+    await until(lambda: violation(running, "Subscription", subject), 10, "not in the log")
+    await agent.close()
+
+
+async def test_a_group_reaches_its_members_only(running: Servers) -> None:
+    member = await running.connect(
+        running.credentials(roles.AGENT, ME, tags=("group:linux",)), subjects.inbox(ME), running.hub_url
+    )
+    await member.subscribe("za.v1.g.linux", Ears().hear)
+    await member.flush()
+    assert not violation(running, "Subscription", "za.v1.g.linux")
+    other = await running.agent(OTHER)
+    await other.subscribe("za.v1.g.linux", Ears().hear)
+    await until(lambda: violation(running, "Subscription", "za.v1.g.linux"), 10, "not in the log")
+    await other.close()
+    await member.close()
+
+
+BOOTSTRAP = (
+    subjects.who(ME), subjects.enrolment("UOTHER"), subjects.hello("zeek", ME), subjects.renewal(ME),
+    subjects.up("gw1", ME, "s1", Up.BEAT),
+    subjects.down(ME, "s1", Down.FRAME), subjects.all_agents("zeek"), "$SYS.REQ.CLAIMS.UPDATE",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("subject", BOOTSTRAP)
+async def test_a_token_permits_nothing_but_to_enrol(running: Servers, subject: str) -> None:
+    token = tokens.read(fleet.token(running.place))
+    inbox = roles.inbox(roles.BOOTSTRAP, token.key.public)
+    bus = await running.connect(jwt.credentials(token.user, token.key), inbox)
+    await bus.publish(subject, b"{}")
+    await bus.subscribe("za.v1.boot.>", Ears().hear)
+    await bus.flush()
+    await until(lambda: violation(running, "Publish", subject), 10, "not in the log")
+    await until(lambda: violation(running, "Subscription", "za.v1.boot.>"), 10, "not in the log")
+    await bus.close()
+
+
+async def test_a_token_is_not_the_credentials_of_another_agent(running: Servers, tmp_path: Path) -> None:
+    async with fleet.enrolment(running):
+        await fleet.enroll(tmp_path / "a", running.enrolment_url, fleet.token(running.place), "Htaken")
+        with pytest.raises(ZeekAgentError, match="enrolled with another key"):
+            await fleet.enroll(tmp_path / "b", running.enrolment_url, fleet.token(running.place), "Htaken")
+
+
+async def refused(running: Servers, credentials: str, url: str | None = None) -> None:
+    """Nobody is connected with these credentials, and the server's log says so."""
+    server: NatsServer = (
+        running.hub if url is None else next(leaf for leaf in running.leaves.values() if url.endswith(f":{leaf.port}"))
+    )
+    before = server.log.count("authentication error")
+    with pytest.raises(ConnectionError, match=r"(?i)authorization|expired"):
+        await running.connect(credentials, "x", url)
+    await until(lambda: server.log.count("authentication error") > before, 10, "not in the log")
+
+
+async def test_credentials_of_a_wrong_signer_are_refused(running: Servers) -> None:
+    await refused(running, running.credentials(roles.AGENT, ME, signer=Key.generate(nkey.ACCOUNT)))
+    await refused(running, running.credentials(roles.AGENT, ME, signer=running.place.key("operator")))
+    for site in running.leaves:
+        stranger = Key.generate(nkey.ACCOUNT)
+        await refused(running, running.credentials(roles.AGENT, ME, signer=stranger), running.leaf_url(site))
+
+
+async def test_credentials_with_another_seed_are_refused(running: Servers) -> None:
+    token, _ = jwt.read_credentials(running.credentials(roles.AGENT, ME))
+    await refused(running, jwt.credentials(token, Key.generate(nkey.USER)))
+
+
+async def test_a_changed_token_is_refused(running: Servers) -> None:
+    """One that gives its holder the permissions of everybody."""
+    key, signer = Key.generate(nkey.USER), running.place.key("role-agent")
+    wider = {"pub": {"allow": [">"]}, "sub": {"allow": [">"]}}
+    nats = {"type": "user", "issuer_account": running.place.fleet().account, **wider}
+    token = jwt._signed(signer, key.public, ME, time.time(), None, nats)
+    await refused(running, jwt.credentials(token, key))
+
+
+async def test_expired_credentials_are_refused_and_end_a_connection(running: Servers) -> None:
+    await refused(running, running.credentials(roles.AGENT, ME, expires_in=-5))
+    credentials = running.credentials(roles.AGENT, ME, expires_in=2)
+    bus = await running.connect(credentials, subjects.inbox(ME))
+    with pytest.raises(ConnectionError):
+        await asyncio.wait_for(bus.ended(), 20)
+    await asyncio.sleep(1.1)  # in its last second it is accepted, and cut off at once
+    await refused(running, credentials)
+
+
+async def test_credentials_of_a_leaf_are_no_clients(running: Servers) -> None:
+    place = running.place.directory / "leaves" / "fra"
+    for name in ("leaf.creds", "system.creds"):
+        await refused(running, directory.read_text(place / name))
+
+
+async def test_a_gateway_hears_no_other_cluster_and_no_other_gateway(running: Servers) -> None:
+    gateway = await running.gateway()
+    for subject in ("za.v1.hello.east.*", "za.v1.up.gw2.>", "za.v1.gw.east.>", "za.v1.renew.*", "za.v1.enrol"):
+        await gateway.subscribe(subject, Ears().hear)
+    for subject in ("za.v1.all.east", "za.v1.gw.east.beat", "za.v1.enrol", "za.v1.hello.zeek.Hx"):
+        await gateway.publish(subject)
+    await gateway.flush()
+    for subject in ("za.v1.hello.east.*", "za.v1.up.gw2.>", "za.v1.gw.east.>", "za.v1.renew.*", "za.v1.enrol"):
+        await until(lambda subject=subject: violation(running, "Subscription", subject), 10, subject)
+    for subject in ("za.v1.all.east", "za.v1.gw.east.beat", "za.v1.enrol", "za.v1.hello.zeek.Hx"):
+        await until(lambda subject=subject: violation(running, "Publish", subject), 10, subject)
+    await gateway.close()
+
+
+async def raw_leaf(running: Servers, site: str) -> RawLeaf:
+    text = directory.read_text(running.place.directory / "leaves" / site / "leaf.creds")
+    account = running.place.fleet().account
+    return await RawLeaf.connect(running.hub.leaf_port, text, running.context(), account)
+
+
+@pytest.mark.parametrize(
+    ("site", "subject"),
+    [
+        ("nyc", subjects.hello("zeek", OTHER)),  # a hello to a cluster of other sites
+        ("nyc", subjects.all_agents("east")),
+        ("nyc", subjects.down(OTHER, "s1", Down.ACK)),
+        ("nyc", subjects.peers("east", Peer.CLAIM, OTHER)),
+        ("fra", subjects.down(OTHER, "s1", Down.FRAME)),
+        ("fra", subjects.all_agents("zeek")),
+    ],
+)
+async def test_a_taken_leaf_cannot_publish(running: Servers, site: str, subject: str) -> None:
+    ears, gateway, agent = await listening(running)
+    leaf = await raw_leaf(running, site)
+    assert await leaf.is_answered()
+    leaf.send(f"LMSG {subject}", b"{}")
+    await until(lambda: f'Publish Violation on "{subject}"' in running.hub.log, 10, running.hub.log[-2000:])
+    await leaf.close()
+    beat = subjects.peers("zeek", Peer.BEAT)
+    await gateway.publish(beat)
+    await until(lambda: beat in ears.heard, 10, "the gateway's own message did not arrive")
+    assert ears.heard == [beat]
+    await gateway.close()
+    await agent.close()
+
+
+async def test_a_taken_leaf_speaks_for_agents_of_its_clusters_only(running: Servers) -> None:
+    """The other side of the check above: what a site may do arrives."""
+    ears, gateway, agent = await listening(running)
+    leaf = await raw_leaf(running, "fra")
+    assert await leaf.is_answered()
+    leaf.send(f"LMSG {subjects.hello('zeek', OTHER)}", b"{}")
+    await until(lambda: subjects.hello("zeek", OTHER) in ears.heard, 10, "a site's hello did not arrive")
+    for each in (leaf, gateway, agent):
+        await each.close()
+
+
+@pytest.mark.parametrize("subject", ["za.v1.up.>", "za.v1.hello.zeek.*", "za.v1.gw.zeek.>", "za.v1.renew.*", ">"])
+async def test_a_taken_leaf_cannot_listen(running: Servers, subject: str) -> None:
+    leaf = await raw_leaf(running, "nyc")
+    assert await leaf.is_answered()
+    leaf.send(f"LS+ {subject}")
+    await leaf.is_answered(2)
+    gateway = await running.gateway()
+    agent = await running.agent(OTHER)
+    await agent.publish(subjects.up("gw1", OTHER, "s1", Up.BEAT), b"secret rows")
+    await agent.publish(subjects.hello("zeek", OTHER), b"secret rows")
+    await gateway.publish(subjects.peers("zeek", Peer.BEAT), b"secret rows")
+    await agent.flush()
+    await gateway.flush()
+    await leaf.is_answered(2)
+    assert b"secret rows" not in leaf.received
+    for each in (leaf, gateway, agent):
+        await each.close()
+
+
+async def test_a_site_receives_what_is_for_its_agents(running: Servers) -> None:
+    """The other side of the check above: a leaf that listens is heard by the hub."""
+    leaf, gateway = await raw_leaf(running, "nyc"), await running.gateway()
+    leaf.send(f"LS+ {subjects.all_down(OTHER)}")
+    assert await leaf.is_answered()
+    await gateway.publish(subjects.down(OTHER, "s1", Down.FRAME), b"for an agent there")
+    await gateway.flush()
+    await until(lambda: b"for an agent there" in leaf.received, 10, "it did not arrive")
+    await leaf.close()
+    await gateway.close()
+
+
+async def test_a_revoked_agent_is_cut_and_refused_at_hub_and_leaf(running: Servers, tmp_path: Path) -> None:
+    async with fleet.enrolment(running):
+        await fleet.enroll(tmp_path, running.enrolment_url, fleet.token(running.place), "Hcut")
+    credentials = directory.read_text(tmp_path / "fleet" / "agent.creds")
+    urls = [running.hub_url, running.leaf_url("fra"), running.leaf_url("nyc")]
+    links = [await running.connect(credentials, subjects.inbox("Hcut"), url) for url in urls]
+    bystander = await running.agent(OTHER, running.leaf_url("fra"))
+    administration.revoke(running.place, ["Hcut"], time.time())
+    confirmed = await asyncio.to_thread(push, running)
+    assert set(confirmed) == configurations.server_names(running.place.fleet())
+    for bus in links:
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(bus.ended(), 10)
+    assert bystander.is_open
+    await bystander.close()
+    for url in urls:
+        await refused(running, credentials, None if url == running.hub_url else url)
+
+
+async def test_a_revoked_key_stays_revoked_when_servers_restart(running: Servers) -> None:
+    key = Key.generate(nkey.USER)
+    credentials = running.credentials(roles.AGENT, "Hrestart", key=key)
+    administration.revoke(running.place, [key.public], time.time())
+    await asyncio.to_thread(push, running)
+    for server, url in ((running.hub, running.hub_url), (running.leaves["fra"], running.leaf_url("fra"))):
+        server.kill()
+        server.start_again()
+        await refused(running, credentials, None if server is running.hub else url)
+
+
+async def test_a_leaf_that_was_down_learns_of_a_revocation(running: Servers) -> None:
+    key = Key.generate(nkey.USER)
+    credentials = running.credentials(roles.AGENT, "Haway", key=key)
+    leaf = running.leaves["nyc"]
+    leaf.kill()
+    administration.revoke(running.place, [key.public], time.time())
+    assert "leaf-nyc" not in await asyncio.to_thread(push, running)
+    leaf.start_again()
+
+    async def is_refused() -> bool:
+        try:
+            bus = await running.connect(credentials, "x", running.leaf_url("nyc"))
+        except ConnectionError:
+            return True
+        await bus.close()
+        return False
+
+    async with asyncio.timeout(60):
+        while not await is_refused():
+            await asyncio.sleep(0.5)
+
+
+async def test_a_revoked_leaf_is_cut_off(running: Servers) -> None:
+    administration.revoke(running.place, ["leaf:fra"], time.time())
+    await asyncio.to_thread(push, running)
+    gateway, agent = await running.gateway(), await running.agent(OTHER, running.leaf_url("fra"))
+    ears = Ears()
+    await gateway.subscribe("za.v1.hello.zeek.*", ears.hear)
+    await gateway.flush()
+    await agent.publish(subjects.hello("zeek", OTHER))
+    await agent.flush()
+    await until(lambda: "evoked" in running.hub.log, 10, "not in the log")
+    await gateway.publish(subjects.peers("zeek", Peer.BEAT))
+    await gateway.flush()
+    assert ears.heard == []
+    await gateway.close()
+    await agent.close()
+
+
+def push(running: Servers) -> list[str]:
+    place = running.place
+    return pushing.push(
+        (running.hub_url,),
+        place.keys / "server-ca.pem",
+        administration.pusher_credentials(place, time.time()),
+        administration.account_tokens(place),
+    )
