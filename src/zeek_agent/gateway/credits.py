@@ -146,7 +146,3 @@ class Credits(Generic[S]):
         for session in [session for session, grant in self._grants.items() if grant.until < now]:
             self._unused[session] = self._grants.pop(session).size_bytes
             self.lapsed += 1
-
-    def _drop_grant(self, session: S) -> None:
-        self._grants.pop(session, None)
-        self._late.pop(session, None)
