@@ -278,10 +278,14 @@ async def test_an_agent_ends_in_order_when_its_terminal_is_closed(tmp_path: Path
     reading = asyncio.create_task(asyncio.to_thread(_read_all, ours))
     agent = RunningAgent(process, state, tmp_path / "logs", tmp_path / "output")
     agent.output.write_text("")
-    await agent.ready()
-    reading.cancel()
-    os.close(ours)
-    assert await asyncio.to_thread(process.wait, 20) == 0
+    try:
+        await agent.ready()
+        reading.cancel()
+        os.close(ours)
+        assert await asyncio.to_thread(process.wait, 20) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _read_all(descriptor: int) -> None:
