@@ -97,6 +97,7 @@ RELAYED: Final = {
     "recording/supervisor.py: failure",
     "results/result_file.py: str(found)",  # of SQLite
     "standalone.py: warning",  # of config.py
+    "gateway_program.py: warning",  # of config.py
     "terminal/config_check.py: f'{message}; {advice}'",
     "zeek/protocol.py: envelope.code",  # of Zeek
     "zeek/session.py: f' ({times} times)' * (times > 1)",
