@@ -34,7 +34,7 @@ def test_files_of_the_host_are_where_distributions_expect_them() -> None:
     files = dict(building.files())
     assert b"Type=notify" in files["usr/lib/systemd/system/zeek-agent.service"].content
     units = {Path(name).name for name in files if name.startswith("usr/lib/systemd/system/")}
-    assert units == {installation.UNIT, *installation.FILES_UNITS}, "as `zeek-agent service install` writes them"
+    assert units == {installation.UNIT, *installation.FILES_UNITS, "zeek-agent-gateway.service"}
     assert files["etc/zeek-agent/zeek-agent.toml"].configuration
     assert b"u _zeek-agent" in files["usr/lib/sysusers.d/zeek-agent.conf"].content
     assert gzip.decompress(files["usr/share/man/man1/zeek-agent.1.gz"].content).startswith(b".TH ZEEK")
