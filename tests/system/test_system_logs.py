@@ -105,6 +105,8 @@ async def test_the_collector_writes_the_journal_as_a_log(tmp_path: Path) -> None
         async with beside(journal, tmp_path) as agent:
             sql = "SELECT backend FROM zeek_agent_sources WHERE source = 'system_logs' AND active"
             await until(lambda: agent.ask(sql), 60, "log messages are not recorded")
+            sql = "SELECT id FROM zeek_agent_queries WHERE sql LIKE '%FROM system_logs_events%' AND runs > 0"
+            await until(lambda: agent.ask(sql), 60, "the collector has not asked for log messages")
             journal.write(MESSAGE="into the log", PRIORITY=3)
             record = await agent.logged("zeek-agent-system-logs", {"message": "into the log"})
             assert list(record)[:3] == ["t", "hid", "host"]
