@@ -220,7 +220,7 @@ class StandIn:
 
 
 async def run(port: int, log: Path, schedule: float) -> None:
-    """Serve on loopback until SIGTERM; a line on standard output says that it does."""
+    """Serve on loopback until SIGTERM; print a line once it is ready."""
     with log.open("ab") as file:
         if not file.tell():
             file.write(HEAD)

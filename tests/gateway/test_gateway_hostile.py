@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from bus_agents import BusAgents, bus_agents
-from gateways import CLUSTER, ZEEK, gateway
+from bus_agents import BusAgents
+from gateways import CLUSTER, ZEEK
 from nats_accounts import Accounts
-from nats_server import NatsServer, nats_server
 from waiting import until
-from zeek_server import ZeekServer, zeek_server
+from zeek_server import ZeekServer
 
 from zeek_agent.bus import messages, subjects
 from zeek_agent.bus.link import Received
@@ -30,30 +28,6 @@ from zeek_agent.zeek.protocol import AgentHello
 
 MINE, OTHERS = "Hmine", "Hother"
 HELLO = messages.encode(Hello("I1", "3.0.0"))
-
-
-@pytest.fixture
-def nats(tmp_path: Path) -> Iterator[NatsServer]:
-    with nats_server(tmp_path / "nats") as server:
-        yield server
-
-
-@pytest.fixture
-async def zeek() -> AsyncIterator[ZeekServer]:
-    async with zeek_server() as server:
-        yield server
-
-
-@pytest.fixture
-async def gw(nats: NatsServer, zeek: ZeekServer) -> AsyncIterator[Gateway]:
-    async with gateway(nats.url, zeek.url()) as one:
-        yield one
-
-
-@pytest.fixture
-async def bus(nats: NatsServer, gw: Gateway) -> AsyncIterator[BusAgents]:
-    async with bus_agents(nats.url, CLUSTER) as agents:
-        yield agents
 
 
 FOREIGN = (

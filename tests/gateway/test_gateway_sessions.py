@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 from bus_agents import BusAgent, BusAgents, NotAcknowledgedError, bus_agents
 from gateways import CLUSTER, ZEEK, gateway
-from nats_server import NatsServer, nats_server
+from nats_server import NatsServer
 from waiting import until
 from zeek_server import Client, ZeekServer, zeek_server
 
@@ -34,30 +33,6 @@ from zeek_agent.zeek.protocol import (
 
 BATCHES = Query("SELECT 1", event=protocol.ROWS)
 EVENTS = Query("SELECT 1", event="Things::row")
-
-
-@pytest.fixture
-def nats(tmp_path: Path) -> Iterator[NatsServer]:
-    with nats_server(tmp_path / "nats") as server:
-        yield server
-
-
-@pytest.fixture
-async def zeek() -> AsyncIterator[ZeekServer]:
-    async with zeek_server() as server:
-        yield server
-
-
-@pytest.fixture
-async def gw(nats: NatsServer, zeek: ZeekServer) -> AsyncIterator[Gateway]:
-    async with gateway(nats.url, zeek.url()) as one:
-        yield one
-
-
-@pytest.fixture
-async def bus(nats: NatsServer, gw: Gateway) -> AsyncIterator[BusAgents]:
-    async with bus_agents(nats.url, CLUSTER) as agents:
-        yield agents
 
 
 async def say_zeek(client: Client, topic: str, *features: str, instance: str = "zeek_1") -> None:

@@ -130,7 +130,7 @@ class BusConnection:
         return tuple(instance for instances in ended for instance in instances)
 
     def statuses(self) -> Sequence[ConnectionStatus]:
-        """One for each cluster with which there was a session, and one for the bus while there is no session."""
+        """A row per cluster that has had a session, and one for the bus while no cluster has one."""
         welcomed = [cluster for cluster in self._clusters.values() if cluster.was_welcomed]
         rows = [cluster.status() for cluster in welcomed]
         if any(cluster.session is not None for cluster in welcomed):
