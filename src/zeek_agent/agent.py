@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from zeek_agent.recording.status import SourceStatus
     from zeek_agent.schema import Row
     from zeek_agent.table import Table
-    from zeek_agent.zeek.connection import ConnectionStatus
+    from zeek_agent.zeek.lasting_connection import ConnectionStatus
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from zeek_agent.recording.status import SourceStatus
 from zeek_agent.recording.system_log.log_entry import SystemLogEntry
 from zeek_agent.table import Table
 from zeek_agent.tables import builtin_tables
-from zeek_agent.zeek.connection import ConnectionStatus
+from zeek_agent.zeek.lasting_connection import ConnectionStatus
 
 TABLES = {table.name: table for table in builtin_tables("linux")}
 RECORDS = {

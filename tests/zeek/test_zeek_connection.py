@@ -25,7 +25,8 @@ from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.queries.subscriptions import Change, Query, Report, Subscription
 from zeek_agent.terminal import doctor
 from zeek_agent.zeek import broker_json, protocol
-from zeek_agent.zeek.connection import ConnectionState, ZeekConnection
+from zeek_agent.zeek.connection import ZeekConnection
+from zeek_agent.zeek.lasting_connection import ConnectionState
 from zeek_agent.zeek.protocol import AgentError, AgentHello, AgentShutdown, ResultRow
 
 FAST = ZeekSettings(

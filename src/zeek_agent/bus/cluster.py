@@ -24,9 +24,9 @@ from zeek_agent.errors import ZeekAgentError
 from zeek_agent.text import byte_length, clipped
 from zeek_agent.zeek import connection_errors, message_limits, protocol
 from zeek_agent.zeek.broker_json import ProtocolError
-from zeek_agent.zeek.connection import ConnectionState, ConnectionStatus, reconnect_pause
 from zeek_agent.zeek.connection_errors import UnusableError
 from zeek_agent.zeek.instance import Traffic
+from zeek_agent.zeek.lasting_connection import ConnectionState, ConnectionStatus, reconnect_pause
 from zeek_agent.zeek.session import Session
 
 if TYPE_CHECKING:

@@ -24,11 +24,9 @@ from zeek_agent.text import clipped
 from zeek_agent.zeek import protocol, tls
 from zeek_agent.zeek.connection import (
     SHUTDOWN_TIMEOUT_SECONDS,
-    ConnectionState,
-    ConnectionStatus,
     platform_group,
-    reconnect_pause,
 )
+from zeek_agent.zeek.lasting_connection import ConnectionState, ConnectionStatus, LastingConnection
 from zeek_agent.zeek.session import first_to_end
 
 if TYPE_CHECKING:
@@ -52,7 +50,7 @@ NO_EXTRA: Final = (
 )
 
 
-class BusConnection:
+class BusConnection(LastingConnection):
     """Keeps the agent connected to a bus. Raises UsageError if the agent's id or installation is not fit for that."""
 
     def __init__(  # noqa: PLR0917 - those of `ZeekConnection`, and what the bus needs
@@ -71,14 +69,11 @@ class BusConnection:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         require_packages(target)
-        self.destination = target
+        super().__init__(target, settings, log, clock, monotonic)
         self._bus = bus
         self._files = files
-        self._settings = settings
         self._agent_id = identity.agent
         self._times = times or Times()
-        self._clock = clock
-        self._monotonic = monotonic
         group = platform_group(platform)
         topics = protocol.subscriptions(identity.agent, settings.groups, group)
         self._surroundings = Surroundings(
@@ -90,13 +85,6 @@ class BusConnection:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._failed: asyncio.Future[None] | None = None
         self._link: Link | None = None
-        self._work: asyncio.Task[None] | None = None
-        self._stopping = False
-        self._state = ConnectionState.STOPPED
-        self._since = clock()
-        self._reconnects = 0
-        self._last_error: str | None = None
-        self._logged_error: str | None = None
         self._problems: Counter[str] = Counter()
         if target.is_tls and files.tls.insecure:
             log.warning("%s: bus.tls.insecure is set, the servers' certificates are not verified", target)
@@ -105,18 +93,6 @@ class BusConnection:
     def clusters(self) -> Sequence[Cluster]:
         """The clusters that were named or heard."""
         return tuple(self._clusters.values())
-
-    async def run(self) -> None:
-        """Stay connected until cancelled or shut down."""
-        self._work = asyncio.create_task(self._keep_connected(), name=f"connection to {self.destination}")
-        try:
-            await asyncio.wait([self._work])
-            if not self._work.cancelled():
-                self._work.result()
-        finally:
-            self._work.cancel()
-            await asyncio.gather(self._work, return_exceptions=True)
-            self._enter(ConnectionState.STOPPED)
 
     async def shutdown(self) -> tuple[str, ...]:
         """Send the shutdown message to each cluster, close the connection and end `run` within a few seconds.
@@ -156,22 +132,6 @@ class BusConnection:
             reconnects=self._reconnects,
             last_error=self._last_error,
         )
-
-    async def _keep_connected(self) -> None:
-        failures = 0
-        while True:
-            began = self._monotonic()
-            try:
-                await self._connect_and_work()
-            except (OSError, UsageError) as error:
-                if self._stopping:
-                    return
-                self._note_failure(error)
-            lasted = self._monotonic() - began
-            failures = 0 if lasted > self._settings.reconnect_max else failures + 1
-            self._enter(ConnectionState.WAITING)
-            await asyncio.sleep(reconnect_pause(self._settings, failures))
-            self._reconnects += 1
 
     async def _connect_and_work(self) -> None:
         self._enter(ConnectionState.CONNECTING)
@@ -275,12 +235,12 @@ class BusConnection:
         self._log_problem("server", f"{self.destination.title} reports: {problem}")
         self._last_error = problem
 
-    def _note_failure(self, error: Exception) -> None:
-        """Log why a connection failed or ended, once per cause until it has worked again."""
-        text = explain(error, self.destination)
-        level = logging.DEBUG if text == self._logged_error else logging.WARNING
-        log.log(level, "%s; retrying", text)
-        self._last_error = self._logged_error = text
+    @property
+    def _failures(self) -> tuple[type[Exception], ...]:
+        return (OSError, UsageError)
+
+    def _explain(self, error: Exception) -> str:
+        return explain(error, self.destination)
 
     def _log_problem(self, kind: str, text: str) -> None:
         """Log the first, tenth, hundredth… problem of its kind."""
@@ -288,10 +248,6 @@ class BusConnection:
         times = self._problems[kind]
         is_power_of_ten = str(times).rstrip("0") == "1"
         log.log(logging.WARNING if is_power_of_ten else logging.DEBUG, "%s%s", text, f" ({times} times)" * (times > 1))
-
-    def _enter(self, state: ConnectionState) -> None:
-        if state is not self._state:
-            self._state, self._since = state, self._clock()
 
 
 def require_packages(target: Destination) -> None:

@@ -18,7 +18,7 @@ from websockets.exceptions import WebSocketException
 
 from zeek_agent.errors import UsageError
 from zeek_agent.text import clipped
-from zeek_agent.zeek import broker_json, connection, connection_errors, protocol
+from zeek_agent.zeek import broker_json, connection, connection_errors, lasting_connection, protocol
 from zeek_agent.zeek.back_pressure import Sender
 from zeek_agent.zeek.connection_errors import UnusableError
 from zeek_agent.zeek.session import first_to_end
@@ -93,7 +93,7 @@ class ZeekSide:
                 self._note_failure(error)
             lasted = self._monotonic() - began
             failures = 0 if lasted > self._settings.reconnect_max else failures + 1
-            await asyncio.sleep(connection.reconnect_pause(self._settings, failures))
+            await asyncio.sleep(lasting_connection.reconnect_pause(self._settings, failures))
             self.reconnects += 1
 
     @property

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from zeek_agent.events.store import TableCounters
     from zeek_agent.queries.installed import QueryStatus
     from zeek_agent.recording.status import SourceStatus
-    from zeek_agent.zeek.connection import ConnectionStatus
+    from zeek_agent.zeek.lasting_connection import ConnectionStatus
 
 FAMILIES: Final = Families()
 """Of an agent; an embedded collector adds its own."""

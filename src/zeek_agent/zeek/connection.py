@@ -1,21 +1,17 @@
 """The connection to one Zeek, maintained for as long as the agent runs.
 
-Each attempt connects, subscribes, waits for the acknowledgement and then runs a `Session` until that ends. The delay
-between attempts is random, up to a bound that doubles with each failure, because Zeek accepts few clients at once and
-all agents find a restarted Zeek in the same second.
+Each attempt connects, subscribes, waits for the acknowledgement and then runs a `Session` until that ends.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import socket
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from enum import StrEnum
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
@@ -26,6 +22,7 @@ from zeek_agent.errors import UsageError
 from zeek_agent.text import byte_length, clipped
 from zeek_agent.zeek import broker_json, connection_errors, message_limits, protocol, tls
 from zeek_agent.zeek.instance import Traffic
+from zeek_agent.zeek.lasting_connection import ConnectionState, ConnectionStatus, LastingConnection
 from zeek_agent.zeek.pongs import BoundedClientConnection
 from zeek_agent.zeek.session import Session
 from zeek_agent.zeek.transport import WebSocketTransport
@@ -52,36 +49,6 @@ CLOSE_TIMEOUT_SECONDS: Final = 2.0
 SHUTDOWN_TIMEOUT_SECONDS: Final = 3.0
 """Time to send the shutdown message; service managers wait longer before they kill the agent."""
 BROKER_NOTE: Final = "%s is Broker's own server, which drops clients after short frames: padding them to %d bytes"
-
-
-class ConnectionState(StrEnum):
-    """State of a connection to Zeek."""
-
-    CONNECTING = "connecting"
-    CONNECTED = "connected"
-    WAITING = "waiting"
-    """For the delay until the next attempt, after a failure."""
-    STOPPED = "stopped"
-
-
-class ConnectionStatus(NamedTuple):
-    """A row of `zeek_agent_connections`, which describes the columns."""
-
-    destination: str
-    state: str
-    since: float
-    endpoint: str | None
-    zeek_version: str | None
-    instances: int
-    queries: int
-    queued_rows: int
-    unacknowledged_bytes: int
-    window_bytes: int
-    sent_rows: int
-    sent_bytes: int
-    dropped_rows: int
-    reconnects: int
-    last_error: str | None
 
 
 class _ConnectDirectly(connect):
@@ -144,7 +111,7 @@ def limit_send_buffer(websocket: ClientConnection) -> None:
     raw_socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
 
 
-class ZeekConnection:
+class ZeekConnection(LastingConnection):
     """Keeps the agent connected to one destination. Raises UsageError for an invalid destination.
 
     `dial` connects to a destination that is not reached over the network; it raises OSError.
@@ -163,26 +130,17 @@ class ZeekConnection:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.destination = url if isinstance(url, Destination) else destination.parse(url)
+        target = url if isinstance(url, Destination) else destination.parse(url)
+        super().__init__(target, settings, log, clock, monotonic)
         self.traffic = Traffic()
         self._url = str(self.destination)
         self._dial = dial
-        self._settings = settings
         self._identity = identity
         self._database = database
         self._runner = runner
-        self._clock = clock
-        self._monotonic = monotonic
         self._topics = protocol.subscriptions(identity.agent, settings.groups, platform_group(platform))
         self._session: Session | None = None
-        self._work: asyncio.Task[None] | None = None
-        self._stopping = False
-        self._state = ConnectionState.STOPPED
-        self._since = clock()
         self._sent_bytes = 0
-        self._reconnects = 0
-        self._last_error: str | None = None
-        self._logged_error: str | None = None
         self._logged_broker = False
         if self.destination.is_tls and settings.tls.insecure:
             log.warning("%s: zeek.tls.insecure is set, its certificate is not verified", self._url)
@@ -191,18 +149,6 @@ class ZeekConnection:
     def session(self) -> Session | None:
         """The current session with Zeek, if any."""
         return self._session
-
-    async def run(self) -> None:
-        """Stay connected until cancelled or shut down."""
-        self._work = asyncio.create_task(self._keep_connected(), name=f"connection to {self._url}")
-        try:
-            await asyncio.wait([self._work])
-            if not self._work.cancelled():
-                self._work.result()
-        finally:
-            self._work.cancel()
-            await asyncio.gather(self._work, return_exceptions=True)
-            self._enter(ConnectionState.STOPPED)
 
     async def shutdown(self) -> tuple[str, ...]:
         """Send the shutdown message, close the connection and end `run` within a few seconds.
@@ -240,22 +186,6 @@ class ZeekConnection:
             reconnects=self._reconnects,
             last_error=self._last_error,
         )
-
-    async def _keep_connected(self) -> None:
-        failures = 0
-        while True:
-            began = self._monotonic()
-            try:
-                await self._connect_and_work()
-            except (OSError, WebSocketException, UsageError, broker_json.ProtocolError) as error:
-                if self._stopping:
-                    return
-                self._note_failure(error)
-            lasted = self._monotonic() - began
-            failures = 0 if lasted > self._settings.reconnect_max else failures + 1
-            self._enter(ConnectionState.WAITING)
-            await asyncio.sleep(reconnect_pause(self._settings, failures))
-            self._reconnects += 1
 
     async def _connect_and_work(self) -> None:
         self._enter(ConnectionState.CONNECTING)
@@ -301,22 +231,12 @@ class ZeekConnection:
         limit_send_buffer(websocket)
         return websocket
 
-    def _note_failure(self, error: Exception) -> None:
-        """Log why a connection failed or ended, once per cause until it has worked again."""
-        text = connection_errors.explain(error, self.destination)
-        level = logging.DEBUG if text == self._logged_error else logging.WARNING
-        log.log(level, "%s; retrying", text)
-        self._last_error = self._logged_error = text
+    @property
+    def _failures(self) -> tuple[type[Exception], ...]:
+        return (OSError, WebSocketException, UsageError, broker_json.ProtocolError)
 
-    def _enter(self, state: ConnectionState) -> None:
-        if state is not self._state:
-            self._state, self._since = state, self._clock()
-
-
-def reconnect_pause(settings: ZeekSettings, failures: int) -> float:
-    """Seconds until the next attempt: random, up to a bound that doubles with each failure."""
-    bound = settings.reconnect_min * 2.0 ** min(max(failures - 1, 0), 30)
-    return random.uniform(0, min(bound, settings.reconnect_max))
+    def _explain(self, error: Exception) -> str:
+        return connection_errors.explain(error, self.destination)
 
 
 def platform_group(platform: str) -> str:
