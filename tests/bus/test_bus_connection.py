@@ -505,7 +505,12 @@ async def test_bad_messages_of_a_gateway_are_skipped(server: NatsServer, caplog:
         for kind, payload in HOSTILE:
             await client.publish(kind, payload)
             await client.publish(kind, payload, session="elsewhere")
-        for subject in ("za.v1.dn.Hagent.s1.unknown", "za.v1.all.main", "za.v1.all.%FF", "za.v1.dn.Hagent.r.who"):
+        for subject in (
+            "za.v1.dn.roaming.Hagent.s1.unknown",
+            "za.v1.all.main",
+            "za.v1.all.%FF",
+            "za.v1.dn.roaming.Hagent.r.who",
+        ):
             await gateway.link.publish(subject, b"{}")
         await client.install("q1", query())
         await client.expect(ResultRow)

@@ -21,6 +21,7 @@ from waiting import until
 
 from zeek_agent.bus import subjects
 from zeek_agent.bus.link import Received
+from zeek_agent.bus.subjects import ROAMING, Address
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.fleet import (
     administration,
@@ -32,7 +33,6 @@ from zeek_agent.fleet import (
     jwt,
     messages,
     nkey,
-    roles,
     tokens,
 )
 from zeek_agent.fleet.directory import Place
@@ -62,9 +62,11 @@ def sent(state: Path, text: str, agent_id: str, **changes: Any) -> bytes:
 
 async def asked(servers: Servers, text: str, payload: bytes) -> messages.Answer:
     token = tokens.read(text)
-    bus = await servers.connect(jwt.credentials(token.user, token.key), f"za.v1.boot.{token.key.public}")
+    bus = await servers.connect(
+        jwt.credentials(token.user, token.key), subjects.bootstrap_inbox(token.site, token.key.public)
+    )
     try:
-        return messages.read_answer(await bus.request(subjects.enrolment(token.key.public), payload, 10))
+        return messages.read_answer(await bus.request(subjects.enrolment(token.site, token.key.public), payload, 10))
     finally:
         await bus.close()
 
@@ -80,7 +82,7 @@ async def test_an_agent_is_enrolled_over_the_bus_and_uses_what_it_got(running: S
         text = fleet.token(running.place, groups=("linux", "Größe"))
         enrolled = await fleet.enroll(tmp_path, running.enrolment_url, text, "Hbus", "laptop")
     files = EnrolledFiles(tmp_path / "fleet")
-    bus = await running.connect(files.credentials.read_text(), subjects.inbox("Hbus"))
+    bus = await running.connect(files.credentials.read_text(), subjects.inbox(Address(ROAMING, "Hbus")))
     assert bus.is_open
     await bus.close()
     assert enrolled.groups == ("linux", "Größe")
@@ -368,10 +370,13 @@ async def test_an_answer_goes_to_nobody_but_who_asks(running: Servers, tmp_path:
     """An agent cannot have the service write to another agent, nor the holder of a token to that of another one."""
     text, other = fleet.token(running.place), tokens.read(fleet.token(running.place))
     token = tokens.read(text)
-    foreign = [f"{subjects.inbox('Hvictim')}.x", f"{roles.inbox(roles.BOOTSTRAP, other.key.public)}.x"]
+    foreign = [
+        f"{subjects.inbox(Address(ROAMING, 'Hvictim'))}.x",
+        f"{subjects.bootstrap_inbox(other.site, other.key.public)}.x",
+    ]
     async with fleet.enrolment(running) as service:
         asking = await running.connect(
-            jwt.credentials(token.user, token.key), subjects.bootstrap_inbox(token.key.public)
+            jwt.credentials(token.user, token.key), subjects.bootstrap_inbox(token.site, token.key.public)
         )
         agent = await running.agent("Hasks")
         heard: list[str] = []
@@ -380,16 +385,16 @@ async def test_an_answer_goes_to_nobody_but_who_asks(running: Servers, tmp_path:
             heard.append(message.subject)
 
         victim = await running.agent("Hvictim")
-        await victim.subscribe(subjects.all_down("Hvictim"), hear)
+        await victim.subscribe(subjects.all_down(Address(ROAMING, "Hvictim")), hear)
         another = await running.connect(
-            jwt.credentials(other.user, other.key), subjects.bootstrap_inbox(other.key.public)
+            jwt.credentials(other.user, other.key), subjects.bootstrap_inbox(other.site, other.key.public)
         )
         await another.subscribe(foreign[1], hear)
         for link in (victim, another):
             await link.flush()
         for reply in foreign:
-            await asking.publish(subjects.enrolment(token.key.public), sent(tmp_path, text, "Hnew"), reply)
-            await agent.publish(subjects.renewal("Hasks"), b"{}", reply)
+            await asking.publish(subjects.enrolment(token.site, token.key.public), sent(tmp_path, text, "Hnew"), reply)
+            await agent.publish(subjects.renewal(Address(ROAMING, "Hasks")), b"{}", reply)
         await until(lambda: service.refused == 4, 20, "not refused")
         assert isinstance(await asked(running, text, sent(tmp_path, text, "Hnew")), messages.Granted)
         for link in (victim, another):

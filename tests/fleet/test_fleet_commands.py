@@ -147,8 +147,11 @@ def test_hubs_sites_and_gateways_are_added(tmp_path: Path) -> None:
 
 def test_lifetimes_have_units(made: Place) -> None:
     for text in ("", "7", "0d", "7w", "-1d", "400d", "1.5h"):
-        assert "not a time of up to a year" in run("fleet", "token", made.directory, "--expires", text, code=2).stderr
-    assert run("fleet", "token", made.directory, "--expires", "30min").stdout.startswith("zat1_")
+        assert (
+            "not a time of up to a year"
+            in run("fleet", "token", made.directory, "--roaming", "--expires", text, code=2).stderr
+        )
+    assert run("fleet", "token", made.directory, "--roaming", "--expires", "30min").stdout.startswith("zat1_")
 
 
 @contextmanager
@@ -179,7 +182,7 @@ def test_a_host_is_enrolled_renewed_and_revoked_by_commands(tmp_path: Path) -> N
         hub = f"127.0.0.1:{servers.hub.port}"
         with enrolment(place, "--server", f"tls://{hub}", "--listen", "127.0.0.1:0") as port:
             state = ("--state-dir", tmp_path / "state")
-            text = run("fleet", "token", place.directory, "--group", "linux").stdout
+            text = run("fleet", "token", place.directory, "--group", "linux", "--site", "fra").stdout
             enrolled = run("enroll", f"tls+nats://{hub}", "-", *state, given=text)
             assert "valid for 30 days" in enrolled.stdout
             refused = run("enroll", f"https://127.0.0.1:{port}", text, *state, "--set", "agent.id=Hx", code=1)
@@ -187,7 +190,7 @@ def test_a_host_is_enrolled_renewed_and_revoked_by_commands(tmp_path: Path) -> N
             assert text[10:60] not in refused.stderr
             assert "renewed" in run("enroll", "--renew", *state).stdout
             (row,) = msgspec.json.decode(run("fleet", "agents", place.directory, "-f", "json").stdout)
-            assert (row["state"], row["groups"]) == ("enrolled", "linux")
+            assert (row["site"], row["state"], row["groups"]) == ("fra", "enrolled", "linux")
             done = run(
                 "fleet",
                 "revoke",
@@ -199,7 +202,7 @@ def test_a_host_is_enrolled_renewed_and_revoked_by_commands(tmp_path: Path) -> N
             assert "confirmed by hub-127.0.0.1, leaf-fra" in done.stdout
             assert "refuses the credentials" in run("enroll", "--renew", *state, code=1).stderr
         log = (place.directory / "enrolment.log").read_text()
-        assert f"enrolled agent {row['id']}" in log
+        assert re.search(rf"enrolled agent {row['id']} \(.*\) of site fra from", log)
         assert f"renewed agent {row['id']}" in log
         assert "refused agent Hx" in log
         for secret in (text.strip(), text[5:60], *seeds(tmp_path / "state" / "fleet"), *seeds(place.directory)):

@@ -12,6 +12,7 @@ from typing import Any
 import nkeys
 
 from zeek_agent.bus import subjects
+from zeek_agent.bus.subjects import ROAMING, Address
 
 
 def _pair(prefix: int) -> tuple[bytes, Any, str]:
@@ -53,11 +54,11 @@ class Accounts:
 
     def agent(self, agent_id: str, *, name: str | None = None, **times: int) -> str:
         """Credentials of an agent; `times` are claims such as `exp`."""
-        token = subjects.token(agent_id)
-        publish = [f"za.v1.up.*.{token}.>", f"za.v1.hello.*.{token}", subjects.who(token)]
-        receive = [f"za.v1.dn.{token}.>", "za.v1.all.*"]
+        address = Address(ROAMING, agent_id)
+        publish = [f"za.v1.up.*.{address.tokens}.>", subjects.hello("*", address), subjects.who(address)]
+        receive = [subjects.all_down(address), "za.v1.all.*"]
         permissions = {"pub": {"allow": publish}, "sub": {"allow": receive}}
-        return self._user(token if name is None else name, permissions, times)
+        return self._user(subjects.token(agent_id) if name is None else name, permissions, times)
 
     def anybody(self, name: str = "gateway") -> str:
         """Credentials of a user who may do everything."""

@@ -30,6 +30,7 @@ from zeek_agent.zeek.lasting_connection import ConnectionState, ConnectionStatus
 from zeek_agent.zeek.session import Session
 
 if TYPE_CHECKING:
+    from zeek_agent.bus.credentials import User
     from zeek_agent.bus.link import Link
     from zeek_agent.bus.subjects import Down
     from zeek_agent.config import ZeekSettings
@@ -121,21 +122,21 @@ class Cluster:
         early.append((session, kind, payload))
         return True
 
-    async def run(self, link: Link, *, is_named: bool) -> None:
+    async def run(self, link: Link, user: User, *, is_named: bool) -> None:
         """Have sessions over a connection until cancelled; `is_named` if the configuration has the cluster's name."""
         try:
-            await self._have_sessions(link, is_named=is_named)
+            await self._have_sessions(link, user, is_named=is_named)
         finally:
             self._enter(ConnectionState.WAITING)
 
-    async def _have_sessions(self, link: Link, *, is_named: bool) -> None:
+    async def _have_sessions(self, link: Link, user: User, *, is_named: bool) -> None:
         self._enter(ConnectionState.CONNECTING)
         failures, uninvited = 0, 0.0 if is_named else self._its.times.uninvited
         while True:
             await self._until_invited(uninvited)
             began = self._its.monotonic()
             try:
-                await self._have_session(link)
+                await self._have_session(link, user)
             except SessionOverError as error:
                 self._note_failure(error)
                 uninvited = random.uniform(0, error.seconds)
@@ -197,19 +198,19 @@ class Cluster:
             await asyncio.sleep(self._spread * turn(self._its.identity.agent))
             self._invited.clear()
 
-    async def _have_session(self, link: Link) -> None:
+    async def _have_session(self, link: Link, user: User) -> None:
         """Say hello, and have the session to which a gateway answers, until its end. Raises the cause."""
         its = self._its
         self._early = deque()
         try:
-            welcome = await self._say_hello(link)
+            welcome = await self._say_hello(link, user)
             early = self._early
         finally:
             self._early = None
         session = self.session = BusSession(
             link,
             welcome,
-            its.identity.agent,
+            user.address,
             title=f"gateway {welcome.gateway} of cluster {self.name}",
             traffic=self.traffic,
             frame_bytes_max=its.settings.message_bytes_max,
@@ -233,12 +234,12 @@ class Cluster:
             self.session = None
             self._sent_bytes += session.sent_bytes
 
-    async def _say_hello(self, link: Link) -> Welcome:
+    async def _say_hello(self, link: Link, user: User) -> Welcome:
         its = self._its
         self._enter(ConnectionState.CONNECTING)
         groups = (*its.settings.groups, its.platform)
-        hello = Hello(its.identity.instance, __version__, tuple(filter(None, groups)))
-        subject = subjects.hello(self.name, its.identity.agent)
+        hello = Hello(its.identity.instance, __version__, tuple(filter(None, groups)), token=user.token)
+        subject = subjects.hello(self.name, user.address)
         try:
             answer = messages.read_welcome(await link.request(subject, messages.encode(hello), its.times.hello))
         except TimeoutError:

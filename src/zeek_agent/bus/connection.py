@@ -30,7 +30,7 @@ from zeek_agent.zeek.lasting_connection import ConnectionState, ConnectionStatus
 from zeek_agent.zeek.session import first_to_end
 
 if TYPE_CHECKING:
-    from zeek_agent.bus.credentials import BusFiles
+    from zeek_agent.bus.credentials import BusFiles, User
     from zeek_agent.bus.link import Link, Received
     from zeek_agent.config import BusSettings, ZeekSettings
     from zeek_agent.database.database import SqlDatabase
@@ -69,6 +69,7 @@ class BusConnection(LastingConnection):
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         require_packages(target)
+        subjects.token(identity.agent)
         super().__init__(target, settings, log, clock, monotonic)
         self._bus = bus
         self._files = files
@@ -79,12 +80,13 @@ class BusConnection(LastingConnection):
         self._surroundings = Surroundings(
             identity, settings, frozenset(topics), database, runner, self._times, set(), clock, monotonic, group
         )
-        self._who_replies = subjects.who_replies(identity.agent)
-        self._down_prefix = subjects.sessions_down(identity.agent).removesuffix("*.*")
+        self._who_replies = self._down_prefix = ""
+        """Of the present connection; credentials that are renewed may be those of another site."""
         self._clusters: dict[str, Cluster] = {name: Cluster(name, self._surroundings) for name in bus.clusters}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._failed: asyncio.Future[None] | None = None
         self._link: Link | None = None
+        self._user: User | None = None
         self._problems: Counter[str] = Counter()
         if target.is_tls and files.tls.insecure:
             log.warning("%s: bus.tls.insecure is set, the servers' certificates are not verified", target)
@@ -135,25 +137,27 @@ class BusConnection(LastingConnection):
 
     async def _connect_and_work(self) -> None:
         self._enter(ConnectionState.CONNECTING)
-        connected = await open_link(
-            self.destination, self._files, self._agent_id, f"zeek-agent {self._agent_id}", self._report
-        )
+        user = credentials.user(self._files, self._agent_id)
+        self._who_replies = subjects.who_replies(user.address)
+        self._down_prefix = subjects.sessions_down(user.address).removesuffix("*.*")
+        name = f"zeek-agent {self._agent_id}"
+        connected = await open_link(self.destination, self._files, user, name, self._report)
         try:
             if connected.payload_bytes_max < PAYLOAD_BYTES_MIN:
                 raise ConnectionError(
                     f"{connected.server} accepts messages of {connected.payload_bytes_max:,} bytes only: raise its "
                     f"max_payload to {PAYLOAD_BYTES_MIN:,} or more, the default is 1 MB"
                 )
-            self._link = connected
+            self._link, self._user = connected, user
             self._failed = asyncio.get_running_loop().create_future()
             log.info("connected to the bus at %s, NATS %s", connected.server, connected.server_version)
-            await connected.subscribe(subjects.sessions_down(self._agent_id), self._receive)
+            await connected.subscribe(subjects.sessions_down(user.address), self._receive)
             await connected.subscribe(subjects.all_agents(), self._receive_beacon)
             await connected.flush()
             self._logged_error = None
             for name in self._clusters:
                 self._have_sessions(name)
-            await connected.publish(subjects.who(subjects.token(self._agent_id)), reply=self._who_replies)
+            await connected.publish(subjects.who(user.address), reply=self._who_replies)
             await first_to_end(connected.ended(), self._check_server(connected), _result(self._failed))
         finally:
             self._link = None
@@ -218,9 +222,9 @@ class BusConnection(LastingConnection):
 
     def _have_sessions(self, name: str) -> None:
         """Run a cluster's sessions over the present connection."""
-        if name in self._tasks or self._link is None:
+        if name in self._tasks or self._link is None or self._user is None:
             return
-        work = self._clusters[name].run(self._link, is_named=name in self._bus.clusters)
+        work = self._clusters[name].run(self._link, self._user, is_named=name in self._bus.clusters)
         task = self._tasks[name] = asyncio.create_task(work, name=f"cluster {name} on the bus")
         task.add_done_callback(self._sessions_ended)
 
@@ -259,17 +263,17 @@ def require_packages(target: Destination) -> None:
 async def open_link(
     target: Destination,
     files: BusFiles,
-    agent_id: str,
+    user: User,
     name: str,
     on_problem: Callable[[str], None] = lambda _: None,
 ) -> Link:
-    """A connection to one of the servers. Raises ConnectionError and UsageError."""
+    """A connection to one of the servers, as a user of these files. Raises ConnectionError and UsageError."""
     context = tls.client_context(files.tls, "bus.tls") if target.is_tls or files.has_tls else None
     return await link.connect(
         target.servers,
         name=name,
-        inbox=subjects.inbox(agent_id),
-        credentials=None if files.credentials is None else credentials.read(files.credentials),
+        inbox=subjects.inbox(user.address),
+        credentials=user.credentials,
         tls=context,
         tls_hostname=files.tls.server_name,
         on_problem=on_problem,

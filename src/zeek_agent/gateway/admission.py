@@ -29,7 +29,7 @@ from zeek_agent.bus.messages import (
     PeerBeat,
     Refusal,
 )
-from zeek_agent.bus.subjects import Down, Peer
+from zeek_agent.bus.subjects import Address, Down, Peer
 from zeek_agent.errors import ZeekAgentError
 from zeek_agent.gateway.allowance import Allowance
 from zeek_agent.gateway.causes import Cause
@@ -81,19 +81,20 @@ class Admission:
     async def receive_hello(self, received: Received) -> None:
         core = self._core
         try:
-            cluster, agent_id = subjects.read_hello(received.subject)
+            cluster, agent = subjects.read_hello(received.subject)
             hello = messages.read(received.payload, Hello)
         except (ValueError, BadMessageError) as error:
             core.refusals.note(Cause.MALFORMED, "?", str(error))
             return
-        if cluster != core.cluster or not core.answers_to(subjects.inbox(agent_id), received.reply, agent_id):
+        agent_id = agent.agent_id
+        if cluster != core.cluster or not core.answers_to(subjects.inbox(agent), received.reply, agent_id):
             return
         if not core.is_ready:
             self._answer(received.reply, Refusal("the gateway has no Zeek", RIVAL_SECONDS))
         elif fault := unusable(agent_id, hello.groups):
             core.refusals.note(Cause.AGENT, agent_id, fault)
             self._answer(received.reply, Refusal(fault, CLONE_WAIT_SECONDS))
-        elif not self._limits.permit(agent_id, HELLOS, HELLOS_PER_SECOND, core.monotonic()):
+        elif not self._limits.permit(agent.tokens, HELLOS, HELLOS_PER_SECOND, core.monotonic()):
             core.refusals.note(Cause.FLOOD, agent_id, "says hello too often")
             self._answer(received.reply, Refusal("the agent says hello too often", FULL_SECONDS))
         elif len(self._tasks) >= PENDING_MAX or self._pending[agent_id] >= PENDING_PER_AGENT:
@@ -101,28 +102,28 @@ class Admission:
             self._answer(received.reply, Refusal("the gateway is busy", BUSY_SECONDS))
         else:
             self._pending[agent_id] += 1
-            self._start(self._decide(agent_id, hello, received.reply))
+            self._start(self._decide(agent, hello, received.reply))
 
     async def receive_who(self, received: Received) -> None:
         """An agent or operator looks for gateways."""
         core = self._core
         try:
-            name = subjects.read_who(received.subject)
+            asker = subjects.read_who(received.subject)
         except ValueError as error:
             core.refusals.note(Cause.MALFORMED, "?", str(error))
             return
-        if not self._limits.permit(f"who {name}", HELLOS, HELLOS_PER_SECOND, core.monotonic()):
+        if isinstance(asker, Address):
+            name, inbox = asker.agent_id, subjects.inbox(asker)
+        else:
+            name, inbox = asker, subjects.operator_inbox(asker)
+        if not self._limits.permit(received.subject, HELLOS, HELLOS_PER_SECOND, core.monotonic()):
             core.refusals.note(Cause.FLOOD, name, "asks for gateways too often")
-            return
-        is_operators = subjects.is_reply_to(subjects.operator_inbox(name), received.reply)
-        agent_id = subjects.text(name)
-        if not is_operators and not core.answers_to(subjects.inbox(agent_id), received.reply, agent_id):
-            return
-        if core.is_ready:
+        elif core.answers_to(inbox, received.reply, name) and core.is_ready:
             self._answer(received.reply, Beacon(core.name, cluster=core.cluster))
 
-    async def _decide(self, agent_id: str, hello: Hello, reply: str) -> None:
+    async def _decide(self, agent: Address, hello: Hello, reply: str) -> None:
         """Give the agent a session, or refuse it. Hellos of one agent are decided one after another."""
+        agent_id = agent.agent_id
         turn = self._turns.setdefault(agent_id, asyncio.Lock())
         try:
             async with turn:
@@ -132,7 +133,7 @@ class Admission:
                 if refusal is not None:
                     self._answer(reply, refusal)
                     return
-                session = self._open(agent_id, hello)
+                session = self._open(agent, hello)
                 self._answer(reply, self._downlink.welcome(session))
         finally:
             self._pending[agent_id] -= 1
@@ -199,13 +200,13 @@ class Admission:
         await asyncio.wait([sign], timeout=CLONE_SECONDS)
         return sign.done() and not session.ended
 
-    def _open(self, agent_id: str, hello: Hello) -> AgentSession:
+    def _open(self, agent: Address, hello: Hello) -> AgentSession:
         core, settings = self._core, self._core.settings
         now = core.monotonic()
-        if (raced := core.sessions.get(agent_id)) is not None:
+        if (raced := core.sessions.get(agent.agent_id)) is not None:
             core.end(raced, "replaced", report=False)
         session = AgentSession(
-            agent_id=agent_id,
+            address=Address(core.texts.text(agent.site), agent.agent_id),
             name=secrets.token_hex(8),
             instance=hello.instance,
             version=hello.version,

@@ -82,7 +82,7 @@ class Core:
     def say(self, session: AgentSession, kind: Down, message: Message | None = None) -> None:
         """Queue a message to an agent."""
         payload = b"" if message is None else messages.encode(message)
-        self.outbox.put(subjects.down(session.agent_id, session.name, kind), payload)
+        self.outbox.put(subjects.down(session.address, session.name, kind), payload)
 
     def answers_to(self, inbox: str, reply: str, asker: str) -> bool:
         """Whether a request that has this reply subject may be answered: only in the inbox of who asks."""
