@@ -61,8 +61,8 @@ class Accounts:
         return self._user(subjects.token(agent_id) if name is None else name, permissions, times)
 
     def anybody(self, name: str = "gateway") -> str:
-        """Credentials of a user who may do everything."""
-        return self._user(name, {}, {})
+        """Credentials of a user who may do everything, and who as a gateway trusts the account's agents."""
+        return self._user(name, {"tags": [f"agents:{self._account[2]}"]}, {})
 
     def _user(self, name: str, permissions: dict[str, Any], times: dict[str, int]) -> str:
         seed, _, user_id = _pair(nkeys.PREFIX_BYTE_USER)

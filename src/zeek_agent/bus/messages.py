@@ -164,20 +164,28 @@ class PeerBeat(Message, frozen=True):
 
 
 class Claim(Message, frozen=True):
-    """A gateway is about to welcome this instance of an agent."""
+    """A gateway is about to welcome this instance of an agent, whose token is for this site and key.
+
+    `issued` is when the token was signed, in seconds since the epoch; without tokens 0.
+    """
 
     gateway: _Text
     instance: _Text
+    site: _Text = subjects.ROAMING
+    key: _Text = ""
+    issued: int = 0
 
 
 class ClaimAnswer(Message, frozen=True):
     """A gateway's answer: `held` if another instance of the agent has a session with it and has just shown itself.
 
+    Also if that has a newer token for another site or key, which is then `newer`.
     A session of the same instance ends without a message, since it has been replaced.
     """
 
     gateway: _Text
     held: bool = False
+    newer: bool = False
 
 
 M = TypeVar("M", bound=Message)

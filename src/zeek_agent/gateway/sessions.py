@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from zeek_agent.bus.subjects import Address
+from zeek_agent.gateway.agent_tokens import Proof
 from zeek_agent.gateway.allowance import Allowance
 from zeek_agent.gateway.frames import CheckedHello
 from zeek_agent.gateway.sent_queries import SentQueries
@@ -22,6 +23,7 @@ class AgentSession:
     """One agent's session. Times are on the monotonic clock."""
 
     address: Address
+    proof: Proof
     name: str
     instance: str
     version: str

@@ -40,8 +40,12 @@ class Uplink:
             core.refusals.note(Cause.MALFORMED, "?", str(error))
             return
         session = core.sessions.get(subject.agent.agent_id)
-        if session is None or session.name != subject.session or session.address != subject.agent:
+        if session is None or session.name != subject.session:
             self._answer_unknown(subject)
+            return
+        if session.address != subject.agent:
+            what = f"{subject.kind} from site {subject.agent.site} in a session at site {session.address.site}"
+            core.refusals.note(Cause.IDENTITY, session.agent_id, what)
             return
         session.note_heard(core.monotonic())
         match subject.kind:
