@@ -8,10 +8,11 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import apsw
 import fleet
 import msgspec
 import pytest
@@ -33,6 +34,7 @@ from zeek_agent.fleet import (
     jwt,
     messages,
     nkey,
+    registry,
     tokens,
 )
 from zeek_agent.fleet.directory import Place
@@ -201,6 +203,51 @@ async def test_a_request_is_refused_for_each_fault(running: Servers, tmp_path: P
         assert await refusal(running, text, b"{}") == "bad_request"
         csr = "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"
         assert await refusal(running, text, sent(tmp_path / "f", text, "Hf", csr=csr)) == "bad_request"
+
+
+OLD_REGISTRY = """
+CREATE TABLE tokens(
+  key TEXT PRIMARY KEY, uses INTEGER NOT NULL, used INTEGER NOT NULL DEFAULT 0, groups TEXT NOT NULL,
+  created REAL NOT NULL, expires REAL NOT NULL
+) STRICT;
+CREATE TABLE agents(
+  key TEXT PRIMARY KEY, id TEXT NOT NULL, hostname TEXT NOT NULL, groups TEXT NOT NULL, token TEXT NOT NULL,
+  enrolled REAL NOT NULL, issued REAL NOT NULL, expires REAL NOT NULL, revoked REAL
+) STRICT;
+INSERT INTO tokens VALUES ('T', 5, 1, '["a"]', 1, 2);
+INSERT INTO agents VALUES ('K', 'Hold', 'host', '[]', 'T', 1, 2, 3, NULL);
+PRAGMA user_version = 1;
+"""
+
+
+def test_what_is_in_a_registry_of_an_earlier_version_is_roaming(tmp_path: Path) -> None:
+    file = tmp_path / "registry.db"
+    with closing(apsw.Connection(str(file))) as database:
+        database.execute(OLD_REGISTRY)
+    for _ in range(2):
+        with registry.opened(file) as opened:
+            assert opened.token("T") == registry.TokenRow("T", 5, 1, ("a",), 1.0, 2.0, ROAMING)
+            assert opened.agents() == [registry.AgentRow("K", "Hold", "host", (), "T", 1.0, 2.0, 3.0, None, ROAMING)]
+    with closing(apsw.Connection(str(file))) as database:
+        assert database.pragma("user_version") == 2
+        database.execute("PRAGMA user_version = 3")
+    with pytest.raises(ZeekAgentError, match="of a newer zeek-agent"), registry.opened(file):
+        pass
+
+
+async def test_an_agent_keeps_its_site_until_it_is_enrolled_at_another(running: Servers, tmp_path: Path) -> None:
+    async with fleet.enrolment(running, https=True) as service:
+        url = Url("https", HOST, service.port)
+        first = await fleet.enroll(tmp_path, url, fleet.token(running.place, site="fra"), "Hmoves")
+        renewed = await asyncio.to_thread(enrolling.renew, tmp_path / "fleet", "Hmoves", "host")
+        assert (first.site, renewed.site) == ("fra", "fra")
+        moved = await fleet.enroll(tmp_path, running.enrolment_url, fleet.token(running.place, site="hub"), "Hmoves")
+        again = await asyncio.to_thread(enrolling.renew, tmp_path / "fleet", "Hmoves", "host")
+    assert (moved.site, again.site, moved.key) == ("hub", "hub", first.key)
+    row = next(row for row in administration.agents(running.place) if row.id == "Hmoves")
+    assert row.site == "hub"
+    text = EnrolledFiles(tmp_path / "fleet").credentials.read_text()
+    assert jwt.read(jwt.read_credentials(text)[0]).nats.tags == ("site:hub",)
 
 
 async def test_a_token_of_a_lost_registry_is_unknown(running: Servers, tmp_path: Path) -> None:

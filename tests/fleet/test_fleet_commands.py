@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from waiting import until_sync
 from zeek_agent import config
 from zeek_agent.collector import tls
 from zeek_agent.errors import UsageError
-from zeek_agent.fleet import administration, directory, enrolling, nkey, renewal
+from zeek_agent.fleet import administration, directory, enrolling, jwt, nkey, renewal, tokens
 from zeek_agent.fleet.directory import Place
 from zeek_agent.fleet.enrolled import Enrolled, EnrolledFiles
 from zeek_agent.fleet.nkey import Key
@@ -143,6 +144,62 @@ def test_hubs_sites_and_gateways_are_added(tmp_path: Path) -> None:
     assert {"gateway:gw9", "leaf:oslo", "system-leaf:oslo"} < set(found.issued)
     assert "hub9.example" in (place.directory / "leaves" / "oslo" / "nats.conf").read_text()
     assert "hub9.example" in (place.directory / "hubs" / "127.0.0.1" / "nats.conf").read_text()
+
+
+def leaf_tags(place: Place, site: str) -> set[str]:
+    text = directory.read_text(place.directory / "leaves" / site / "leaf.creds")
+    return set(jwt.read(jwt.read_credentials(text)[0]).nats.tags)
+
+
+def test_a_sites_server_passes_its_own_agents_and_what_it_was_given(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    run("fleet", "init", made, "--name", "x", "--site", "fra", "--site", "nyc", "--roaming", "nyc")
+    place = Place(made)
+    assert leaf_tags(place, "fra") == {"cluster:*", "site:fra"}
+    assert leaf_tags(place, "nyc") == {"cluster:*", "site:nyc", "site:roaming"}
+    run("fleet", "site", made, "fra", "--cluster", "east", "--host", "leaf.fra", "--passes", "nyc", "--roaming")
+    assert leaf_tags(place, "fra") == {"cluster:east", "site:fra", "site:nyc", "site:roaming"}
+    run("fleet", "site", made, "fra")  # renewed: nothing is opened or closed
+    assert leaf_tags(place, "fra") == {"cluster:east", "site:fra", "site:nyc", "site:roaming"}
+    assert next(site for site in place.fleet().sites if site.name == "fra").hosts == ("leaf.fra",)
+    run("fleet", "site", made, "fra", "--no-roaming", "--passes", "fra")
+    assert leaf_tags(place, "fra") == {"cluster:east", "site:fra"}
+    own = directory.read_text(made / "gateways" / "gw1" / "gateway.creds")
+    tags = jwt.read(jwt.read_credentials(own)[0]).nats.tags
+    assert set(tags) == {"cluster:zeek", f"agents:{place.key('role-agent').public}"}
+
+
+def test_no_site_has_a_reserved_name_or_passes_an_unknown_one(tmp_path: Path) -> None:
+    for name in ("roaming", "Roaming", "hub", "a.b"):
+        run("fleet", "init", tmp_path / "new", "--name", "x", "--site", name, code=2)
+    assert "no such site" in run("fleet", "init", tmp_path / "new", "--name", "x", "--roaming", "fra", code=2).stderr
+    assert not (tmp_path / "new").exists()
+    place = fleet.make(tmp_path / "made")
+    run("fleet", "site", place.directory, "hub", code=2)
+    assert "no such site to pass: nyc" in run("fleet", "site", place.directory, "fra", "--passes", "nyc", code=2).stderr
+    assert place.sites() == ()
+
+
+def test_a_token_is_for_a_site_where_there_are_sites(tmp_path: Path) -> None:
+    place = fleet.make(tmp_path / "made")
+
+    def site_of(*arguments: str, at: Path = place.directory) -> str:
+        return tokens.read(run("fleet", "token", at, *arguments).stdout).site
+
+    assert site_of() == "roaming"
+    run("fleet", "site", place.directory, "fra")
+    copy = tmp_path / "copy"
+    shutil.copytree(place.enrolment, copy)
+    for at in (place.directory, copy):
+        assert site_of("--site", "fra", at=at) == "fra"
+        assert site_of("--site", "hub", at=at) == "hub"
+        assert site_of("--roaming", at=at) == "roaming"
+        missing = run("fleet", "token", at, code=2).stderr
+        assert "the fleet has sites (fra): --site NAME admits agents of one" in missing
+        assert "no such site: 'nyc'. Known here: fra, hub" in run("fleet", "token", at, "--site", "nyc", code=2).stderr
+        run("fleet", "token", at, "--site", "fra", "--roaming", code=2)
+    groups = [part for number in range(40) for part in ("--group", f"{number}{'x' * 60}")]
+    assert "the names of the groups" in run("fleet", "token", place.directory, "--roaming", *groups, code=2).stderr
 
 
 def test_lifetimes_have_units(made: Place) -> None:
