@@ -132,6 +132,44 @@ async def test_an_agent_says_hello_and_is_asked_over_the_bus(server: NatsServer)
     assert client.violations == []
 
 
+async def test_a_server_that_does_not_pass_the_agents_site_is_named_and_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It passes on beacons, but there is no listener for hellos."""
+    monkeypatch.setattr("zeek_agent.bus.link.random.sample", lambda servers, _: list(servers))
+    with nats_server(tmp_path / "leaf-ber") as foreign, nats_server(tmp_path / "hub") as hub:
+        urls = f"{foreign.url},{hub.url.removeprefix('nats://')}"
+        async with (
+            scripted_gateway(foreign.url) as deaf,
+            scripted_gateway(hub.url, name="gw2") as gateway,
+        ):
+            await deaf.leave()
+            async with agent(urls) as one:
+                client = asyncio.create_task(gateway.client())
+                while not client.done():
+                    await deaf.beacon()
+                    await asyncio.sleep(0.1)
+                await until(lambda: one.connection.clusters and one.connection.clusters[0].session)
+    assert (
+        f"{foreign.url.removeprefix('nats://')} (leaf-ber) does not pass on hellos of agents of site roaming"
+        in caplog.text
+    )
+    assert "though gateways of cluster main are heard there" in caplog.text
+
+
+async def test_the_only_server_is_kept_even_if_it_does_not_pass_the_agents_site(
+    server: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with scripted_gateway(server.url) as gateway, agent(server.url) as one:
+        await gateway.leave()
+        while "does not pass on hellos" not in caplog.text:
+            await gateway.beacon()
+            await asyncio.sleep(0.1)
+        (bus,) = [row for row in one.connection.statuses() if row.destination == server.url]
+        assert "does not pass on hellos of agents of site roaming" in (bus.last_error or "")
+        assert bus.reconnects == 0
+
+
 async def test_a_gateway_that_starts_later_is_found_by_its_beacon(server: NatsServer) -> None:
     async with agent(server.url) as one:
         await until(lambda: one.connection.statuses()[0].endpoint)

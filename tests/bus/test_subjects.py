@@ -75,7 +75,7 @@ def test_a_reply_is_not_a_message_of_a_session() -> None:
         subjects.read_down(f"{subjects.inbox(Address('site', 'a'))}.frame")
 
 
-def test_no_site_is_taken_for_an_operator() -> None:
+def test_a_question_of_a_site_is_not_one_of_an_operator() -> None:
     assert subjects.read_who(subjects.operator_who("fra")) == "fra"
     for subject in ("za.v1.who.a%2E.H1", "za.v1.who.fra.H1.x", "za.v1.who..H1", "za.v1.who.a%2E"):
         with pytest.raises(ValueError, match=r"not a (question|token)"):

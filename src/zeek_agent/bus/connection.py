@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Final
 
 from zeek_agent.bus import credentials, link, messages, subjects
@@ -41,6 +41,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _DOWN: Final = {kind.value: kind for kind in Down}
+AVOIDED_SECONDS: Final = 600.0
+"""A server that does not pass on the agent's hellos is the last to be tried for this time."""
+NOT_PASSED: Final = (
+    "{server} does not pass on hellos of agents of site {site}, though gateways of cluster {cluster} are heard there: "
+    "connect the agent to the server of its own site or to a hub, or let that server pass its site, too (`zeek-agent "
+    "fleet site`)"
+)
 CLUSTERS_MAX: Final = 16
 """Clusters with which an agent has sessions."""
 PAYLOAD_BYTES_MIN: Final = 64 * 1024
@@ -88,6 +95,8 @@ class BusConnection(LastingConnection):
         self._link: Link | None = None
         self._user: User | None = None
         self._problems: Counter[str] = Counter()
+        self._avoided: dict[str, float] = {}
+        """Servers, and until when they are."""
         if target.is_tls and files.tls.insecure:
             log.warning("%s: bus.tls.insecure is set, the servers' certificates are not verified", target)
 
@@ -141,7 +150,9 @@ class BusConnection(LastingConnection):
         self._who_replies = subjects.who_replies(user.address)
         self._down_prefix = subjects.sessions_down(user.address).removesuffix("*.*")
         name = f"zeek-agent {self._agent_id}"
-        connected = await open_link(self.destination, self._files, user, name, self._report)
+        now = self._monotonic()
+        self._avoided = {server: until for server, until in self._avoided.items() if until > now}
+        connected = await open_link(self.destination, self._files, user, name, self._report, avoided=self._avoided)
         try:
             if connected.payload_bytes_max < PAYLOAD_BYTES_MIN:
                 raise ConnectionError(
@@ -224,9 +235,24 @@ class BusConnection(LastingConnection):
         """Run a cluster's sessions over the present connection."""
         if name in self._tasks or self._link is None or self._user is None:
             return
-        work = self._clusters[name].run(self._link, self._user, is_named=name in self._bus.clusters)
+        work = self._clusters[name].run(self._link, self._user, self._not_passed, is_named=name in self._bus.clusters)
         task = self._tasks[name] = asyncio.create_task(work, name=f"cluster {name} on the bus")
         task.add_done_callback(self._sessions_ended)
+
+    def _not_passed(self, cluster: str) -> None:
+        """The server passes on a cluster's beacons, but not the agent's hellos. Use another server, if there is one."""
+        link, user = self._link, self._user
+        if link is None or user is None:
+            return
+        server = f"{link.server} ({link.server_name})" if link.server_name else link.server
+        text = NOT_PASSED.format(server=server, site=user.address.site, cluster=cluster)
+        has_session = any(one.session is not None for one in self._clusters.values())
+        if has_session or len(self.destination.servers) == 1 or self._failed is None or self._failed.done():
+            self._log_problem("site", text)
+            self._last_error = text
+            return
+        self._avoided[link.url] = self._monotonic() + AVOIDED_SECONDS
+        self._failed.set_exception(ConnectionError(text))
 
     def _sessions_ended(self, task: asyncio.Task[None]) -> None:
         """Pass on an error that a cluster's sessions do not handle."""
@@ -266,8 +292,13 @@ async def open_link(
     user: User,
     name: str,
     on_problem: Callable[[str], None] = lambda _: None,
+    *,
+    avoided: Collection[str] = (),
 ) -> Link:
-    """A connection to one of the servers, as a user of these files. Raises ConnectionError and UsageError."""
+    """A connection to one of the servers, as a user of these files; those that are `avoided` are tried last.
+
+    Raises ConnectionError and UsageError.
+    """
     context = tls.client_context(files.tls, "bus.tls") if target.is_tls or files.has_tls else None
     return await link.connect(
         target.servers,
@@ -277,6 +308,7 @@ async def open_link(
         tls=context,
         tls_hostname=files.tls.server_name,
         on_problem=on_problem,
+        avoided=avoided,
     )
 
 

@@ -28,6 +28,12 @@ _WHY_VERSION: Final = (
     "older ones have known faults in authentication (CVE-2023-47090, CVE-2026-58253) or tell each leaf node about the "
     "agents of all others: upgrade nats-server to 2.12.7 or later"
 )
+_LEAF: Final = "leaf-"
+"""Begins the names of servers of sites, as `zeek-agent fleet init` calls them."""
+_WHY_SITE: Final = (
+    "a site's server passes only what agents of that site send: name a server of the agent's own site or a hub, or let "
+    "this one pass that site, too (`zeek-agent fleet site`)"
+)
 _CLOCK_SECONDS: Final = 60.0
 """Difference of clocks that is noted."""
 _EXPIRES_SOON_SECONDS: Final = 3 * 86_400.0
@@ -101,7 +107,7 @@ def _exposure(file: Path) -> str | None:
 
 
 async def _servers(target: Destination, files: BusFiles, user: User) -> list[Check]:
-    """Each server by itself; permissions and gateways at the first that works."""
+    """Each server by itself; permissions at the first that works."""
     found: list[Check] = []
     is_examined = False
     for host, port in ((target.host, target.port), *target.others):
@@ -117,7 +123,7 @@ async def _servers(target: Destination, files: BusFiles, user: User) -> list[Che
             if not is_examined:
                 is_examined = True
                 found += await _permissions(link, user.address, problems)
-                found.append(await _gateways(link, user.address))
+            found.append(await _gateways(server, link, user.address))
         except OSError as error:
             found.append(Check("bus", "fail", connection.explain(error, server), "`zeek-agent run` keeps retrying"))
         finally:
@@ -175,8 +181,8 @@ async def _ignore(_: Received) -> None:
     pass
 
 
-async def _gateways(link: Link, agent: Address) -> Check:
-    """The gateways that answer now."""
+async def _gateways(server: Destination, link: Link, agent: Address) -> Check:
+    """The gateways that answer now through a server."""
     found: set[str] = set()
 
     async def heard(message: Received) -> None:
@@ -192,5 +198,9 @@ async def _gateways(link: Link, agent: Address) -> Check:
     await link.publish(subjects.who(agent), reply=replies)
     await asyncio.sleep(_ANSWER_SECONDS)
     if not found:
-        return Check("gateways", "warn", "none answers", "start `zeek-agent gateway` next to Zeek, or check its log")
-    return Check("gateways", "ok", ", ".join(sorted(found)))
+        verdict = f"none answers through {server}"
+        if link.server_name.startswith(_LEAF) and link.server_name != f"{_LEAF}{agent.site}":
+            verdict += f", a server of site {link.server_name.removeprefix(_LEAF)}; this agent is of site {agent.site}"
+            return Check("gateways", "warn", verdict, _WHY_SITE)
+        return Check("gateways", "warn", verdict, "start `zeek-agent gateway` next to Zeek, or check its log")
+    return Check("gateways", "ok", f"{', '.join(sorted(found))} through {server}")
