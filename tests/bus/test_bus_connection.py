@@ -23,7 +23,7 @@ from scripted_gateway import BusClient, scripted_gateway
 from waiting import until
 
 from zeek_agent import destination
-from zeek_agent.bus import link, messages, subjects
+from zeek_agent.bus import credentials, link, messages, subjects
 from zeek_agent.bus.cluster import turn
 from zeek_agent.bus.connection import BusConnection
 from zeek_agent.bus.credentials import BusFiles
@@ -31,6 +31,7 @@ from zeek_agent.bus.messages import Beacon, Refusal
 from zeek_agent.bus.session import BusTransport, Times
 from zeek_agent.bus.subjects import Down
 from zeek_agent.config import BusSettings, BusTlsSettings, ZeekSettings
+from zeek_agent.errors import UsageError
 from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.queries.subscriptions import Query, Subscription
 from zeek_agent.zeek import broker_json, protocol
@@ -724,3 +725,44 @@ async def test_credentials_of_another_agent_are_of_no_use(
             await until(lambda: one.connection.status().last_error)
             await until(lambda: "permissions violation" in caplog.text.lower())
         assert gateway.greetings == []
+
+
+async def test_an_agent_speaks_from_the_site_of_its_credentials_and_shows_its_token(
+    secured: tuple[NatsServer, Accounts], tmp_path: Path
+) -> None:
+    """Also when it was enrolled at another site while it was running."""
+    server, accounts = secured
+    file = tmp_path / "agent.creds"
+    file.write_text(accounts.agent(IDENTITY.agent, site="fra"))
+    async with agent(server.url, bus=BusSettings(credentials=str(file))) as one:
+        for site in ("fra", "Oslo-1", ""):
+            file.write_text(written := accounts.agent(IDENTITY.agent, site=site))
+            server.kill()
+            server.start_again()
+            async with scripted_gateway(server.url, credentials=accounts.anybody()) as gateway:
+                client = await gateway.client()
+                await client.expect(AgentHello)
+                assert client.address == (site or "roaming", IDENTITY.agent)
+                assert client.greeting is not None
+                assert client.greeting.token == written.splitlines()[1]
+                await until(lambda: one.row().state == "connected")
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        ({"site": "a b"}, "does not name one site: a b"),
+        ({"groups": 200}, "has 1[0-9],[0-9]{3} characters, 8,192 at most"),
+    ],
+)
+def test_credentials_that_no_gateway_would_accept_are_not_used(
+    tmp_path: Path, given: dict[str, Any], fault: str
+) -> None:
+    file = tmp_path / "agent.creds"
+    file.write_text(Accounts().agent("Hx", **given))
+    with pytest.raises(UsageError, match=fault):
+        credentials.user(BusFiles(file, BusTlsSettings()), "Hx")
+    text = Accounts().agent("Hx", site="fra")
+    with pytest.raises(UsageError, match="does not name one site: fra, ber"):
+        credentials.Claims(nats=credentials._NatsClaims(("site:fra", "site:ber"))).site  # noqa: B018
+    assert credentials.claims(text).site == "fra"

@@ -145,6 +145,13 @@ def test_known_tokens_are_bounded(tokens: AgentTokens, monkeypatch: pytest.Monke
     assert list(tokens._known) == ["H9", "H7", "H0"]
 
 
+def test_what_another_key_has_signed_is_void_when_the_trust_changes(tokens: AgentTokens) -> None:
+    tokens.verify(AGENT, token())
+    tokens.trust = Trust(ACCOUNT.public, frozenset(["AOTHER"]))
+    with pytest.raises(RefusedError, match="another key has signed the token"):
+        tokens.verify(AGENT, token())
+
+
 def test_without_credentials_of_its_own_a_gateway_checks_no_tokens(clock: Clock) -> None:
     assert AgentTokens(clock).verify(AGENT, "") == Proof("fra")
 

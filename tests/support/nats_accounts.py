@@ -52,12 +52,13 @@ class Accounts:
             f"resolver: MEMORY\nresolver_preload: {{ {account_id}: {account} }}"
         )
 
-    def agent(self, agent_id: str, *, name: str | None = None, **times: int) -> str:
-        """Credentials of an agent; `times` are claims such as `exp`."""
-        address = Address(ROAMING, agent_id)
+    def agent(self, agent_id: str, *, name: str | None = None, site: str = "", groups: int = 0, **times: int) -> str:
+        """Credentials of an agent, without a site of a roaming one; `times` are claims such as `exp`."""
+        address = Address(site or ROAMING, agent_id)
         publish = [f"za.v1.up.*.{address.tokens}.>", subjects.hello("*", address), subjects.who(address)]
         receive = [subjects.all_down(address), "za.v1.all.*"]
-        permissions = {"pub": {"allow": publish}, "sub": {"allow": receive}}
+        tags = [f"site:{site}"] * bool(site) + [f"group:{number:060}" for number in range(groups)]
+        permissions = {"pub": {"allow": publish}, "sub": {"allow": receive}, "tags": tags}
         return self._user(subjects.token(agent_id) if name is None else name, permissions, times)
 
     def anybody(self, name: str = "gateway") -> str:

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta, Struct, structs
 
 from zeek_agent.bus import subjects
+from zeek_agent.bus.messages import TOKEN_CHARACTERS_MAX
 from zeek_agent.bus.subjects import Address
 from zeek_agent.errors import UsageError
 from zeek_agent.text import clipped
@@ -110,7 +111,12 @@ def user(files: BusFiles, agent_id: str) -> User:
     if files.credentials is None:
         return User(Address(subjects.ROAMING, agent_id))
     text = read(files.credentials)
-    return User(Address(claims(text).site, agent_id), text, token(text))
+    jwt = token(text)
+    if len(jwt) > TOKEN_CHARACTERS_MAX:
+        raise UsageError(
+            f"the JWT in {files.credentials} has {len(jwt):,} characters, {TOKEN_CHARACTERS_MAX:,} at most"
+        )
+    return User(Address(claims(text).site, agent_id), text, jwt)
 
 
 def sites_of(tags: Sequence[str]) -> tuple[str, ...]:

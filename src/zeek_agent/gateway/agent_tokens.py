@@ -69,9 +69,19 @@ class AgentTokens:
     """Verifies agents' tokens, and remembers the newest of each agent. Without `trust`, all may be who they say."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self.trust: Trust | None = None
+        self._trust: Trust | None = None
         self._clock = clock
         self._known: OrderedDict[str, tuple[bytes, Proof]] = OrderedDict()
+
+    @property
+    def trust(self) -> Trust | None:
+        return self._trust
+
+    @trust.setter
+    def trust(self, trust: Trust | None) -> None:
+        if trust != self._trust:
+            self._known.clear()
+        self._trust = trust
 
     def verify(self, agent: Address, token: str) -> Proof:
         """Raises RefusedError if the token does not prove the agent's id and site."""
