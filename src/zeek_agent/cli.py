@@ -886,7 +886,11 @@ def fleet_site(
         from zeek_agent.fleet.directory import Place
     place = Place(directory)
     site = administration.changed_site(place, name, hosts=hosts, clusters=clusters, passes=passes, is_roaming=roaming)
-    administration.write_site(place, site, time.time())
+    if administration.write_site(place, site, time.time()):
+        _warn(
+            "the site's earlier credentials permit more and are revoked: copy the new ones to its server, then run "
+            "zeek-agent fleet revoke DIR to push that"
+        )
 
 
 @fleet_group.command("gateway")

@@ -157,13 +157,23 @@ def test_a_sites_server_passes_its_own_agents_and_what_it_was_given(tmp_path: Pa
     place = Place(made)
     assert leaf_tags(place, "fra") == {"cluster:*", "site:fra"}
     assert leaf_tags(place, "nyc") == {"cluster:*", "site:nyc", "site:roaming"}
-    run("fleet", "site", made, "fra", "--cluster", "east", "--host", "leaf.fra", "--passes", "nyc", "--roaming")
+    first = place.fleet().issued["leaf:fra"]
+    narrowed = run(
+        "fleet", "site", made, "fra", "--cluster", "east", "--host", "leaf.fra", "--passes", "nyc", "--roaming"
+    )
+    assert "earlier credentials permit more and are revoked" in narrowed.stderr
+    second = place.fleet().issued["leaf:fra"]
+    assert set(place.fleet().revoked) >= {first}
     assert leaf_tags(place, "fra") == {"cluster:east", "site:fra", "site:nyc", "site:roaming"}
-    run("fleet", "site", made, "fra")  # renewed: nothing is opened or closed
+    assert run("fleet", "site", made, "fra").stderr == ""  # renewed: nothing is opened, closed or revoked
+    assert second not in place.fleet().revoked
+    third = place.fleet().issued["leaf:fra"]
     assert leaf_tags(place, "fra") == {"cluster:east", "site:fra", "site:nyc", "site:roaming"}
     assert next(site for site in place.fleet().sites if site.name == "fra").hosts == ("leaf.fra",)
     run("fleet", "site", made, "fra", "--no-roaming", "--passes", "fra")
     assert leaf_tags(place, "fra") == {"cluster:east", "site:fra"}
+    assert third in place.fleet().revoked
+    assert place.fleet().issued["leaf:fra"] not in place.fleet().revoked
     own = directory.read_text(made / "gateways" / "gw1" / "gateway.creds")
     tags = jwt.read(jwt.read_credentials(own)[0]).nats.tags
     assert set(tags) == {"cluster:zeek", f"agents:{place.key('role-agent').public}"}

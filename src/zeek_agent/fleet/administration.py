@@ -107,15 +107,24 @@ def write_hub(place: Place, host: str, now: float) -> None:
     _write_configurations(place)
 
 
-def write_site(place: Place, site: Site, now: float) -> None:
-    """Add a site, or renew its certificate and credentials."""
+def write_site(place: Place, site: Site, now: float) -> bool:
+    """Add a site, or renew its certificate and credentials.
+
+    Returns whether its earlier credentials were revoked, because they permit what the new ones do not. Servers do not
+    know it yet.
+    """
     fleet = place.fleet()
     others = tuple(other for other in fleet.sites if other.name != site.name)
     _check_site(site, [other.name for other in others])
+    is_narrower = any(other.name == site.name and not _includes(site, other) for other in fleet.sites)
+    if is_narrower:
+        revoke(place, [f"{roles.LEAF}:{site.name}"], now)
+        fleet = place.fleet()
     directory.write_json(place.directory / "fleet.json", replace(fleet, sites=(*others, site)))
     _write_settings(place)
     _write_site(place, site, now)
     _write_configurations(place)
+    return is_narrower
 
 
 def write_gateway(place: Place, name: str, clusters: Sequence[str], now: float) -> None:
@@ -414,6 +423,12 @@ def _server_ca(place: Place) -> str:
 def _check_name(name: str) -> None:
     if not subjects.is_name(name):
         raise UsageError(f"not a name (letters, digits, - and _, 64 at most): {name[:80]!r}")
+
+
+def _includes(site: Site, before: Site) -> bool:
+    """Whether a site's server may do all that it could before."""
+    has_clusters = "*" in site.clusters or set(before.clusters) <= set(site.clusters)
+    return has_clusters and set(before.passed) <= set(site.passed)
 
 
 def _check_site(site: Site, others: Sequence[str]) -> None:
