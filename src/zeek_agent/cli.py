@@ -760,7 +760,8 @@ def enroll(given: Given, *, url: str | None, token: str | None, token_file: Path
             text = token
             _warn("other users can see a token on the command line: use - or --token-file for one with several uses")
         enrolled = enrolling.enroll(places.fleet, target, tokens.read(text), agent_id, name)
-    click.echo(f"{'renewed' if renew else 'enrolled'} {agent_id}, valid for {enrolled.days} days: {places.fleet}")
+    what = f"{'renewed' if renew else 'enrolled'} {agent_id} of site {enrolled.site}"
+    click.echo(f"{what}, valid for {enrolled.days} days: {places.fleet}")
 
 
 def _token_text(file: Path | None) -> str:
@@ -803,6 +804,9 @@ _FLEET_DIRECTORY: Final = click.argument("directory", type=click.Path(path_type=
     help="Site with a NATS server of its own, which dials the hubs.",
 )
 @click.option(
+    "--roaming", multiple=True, metavar="SITE", help="One of these sites, whose server also passes roaming agents."
+)
+@click.option(
     "--gateway",
     "gateways",
     multiple=True,
@@ -817,6 +821,7 @@ def fleet_init(
     name: str,
     hubs: Sequence[str],
     sites: Sequence[str],
+    roaming: Sequence[str],
     gateways: Sequence[str],
     enrolment: Sequence[str],
     collector: Sequence[str],
@@ -831,7 +836,7 @@ def fleet_init(
         directory,
         name,
         hubs=hubs or ("localhost",),
-        sites=[fleet.parse_site(each) for each in sites],
+        sites=fleet.parse_sites(sites, roaming),
         gateways=of_cluster,
         now=time.time(),
         enrolment=enrolment,
@@ -859,15 +864,33 @@ def fleet_hub(*, directory: Path, host: str) -> None:
 @click.argument("name")
 @click.option("--host", "hosts", multiple=True, help="Name or address of its NATS server (NAME).")
 @click.option("--cluster", "clusters", multiple=True, help="Zeek cluster that its agents may reach (all).")
-def fleet_site(*, directory: Path, name: str, hosts: Sequence[str], clusters: Sequence[str]) -> None:
-    """Add the site NAME, or renew its certificate and credentials."""
+@click.option("--roaming/--no-roaming", default=None, help="Whether its server also passes roaming agents (no).")
+@click.option("--passes", multiple=True, metavar="SITE", help="Another site, whose server is connected to this one's.")
+def fleet_site(
+    *,
+    directory: Path,
+    name: str,
+    hosts: Sequence[str],
+    clusters: Sequence[str],
+    roaming: bool | None,
+    passes: Sequence[str],
+) -> None:
+    """Add the site NAME, or renew its certificate and credentials. What is not given stays as it was.
+
+    Its server passes agents of this site only, which are enrolled with a token of `fleet token --site NAME`.
+    """
     import time
 
     with _fleet_packages():
         from zeek_agent.fleet import administration
-        from zeek_agent.fleet.directory import Place, Site
-    site = Site(name, tuple(hosts) or (name,), tuple(clusters) or ("*",))
-    administration.write_site(Place(directory), site, time.time())
+        from zeek_agent.fleet.directory import Place
+    place = Place(directory)
+    site = administration.changed_site(place, name, hosts=hosts, clusters=clusters, passes=passes, is_roaming=roaming)
+    if administration.write_site(place, site, time.time()):
+        _warn(
+            "the site's earlier credentials permit more and are revoked: copy the new ones to its server, then run "
+            "zeek-agent fleet revoke DIR to push that"
+        )
 
 
 @fleet_group.command("gateway")
@@ -900,8 +923,12 @@ def fleet_services(*, directory: Path) -> None:
 @_FLEET_DIRECTORY
 @click.option("--uses", type=click.IntRange(1, 100_000), default=1, help="Number of agents that it admits (1).")
 @click.option("--group", "groups", multiple=True, metavar="NAME", help="Group of these agents on the bus.")
+@click.option("--site", metavar="NAME", help="Site of these agents; hub: they connect to hubs only.")
+@click.option("--roaming", is_flag=True, help="These agents move between sites. The default in a fleet without sites.")
 @click.option("--expires", default="7d", metavar="TIME", help="Life of the token, such as 7d, 12h or 30min (7d).")
-def fleet_token(*, directory: Path, uses: int, groups: Sequence[str], expires: str) -> None:
+def fleet_token(
+    *, directory: Path, uses: int, groups: Sequence[str], site: str | None, roaming: bool, expires: str
+) -> None:
     """Print a new enrolment token, a secret that admits agents. The registry keeps its public key only."""
     import time
 
@@ -909,8 +936,10 @@ def fleet_token(*, directory: Path, uses: int, groups: Sequence[str], expires: s
         from zeek_agent.fleet import administration
         from zeek_agent.fleet.directory import Place
     lifetime = administration.parse_lifetime(expires)
+    place = Place(directory)
+    home = administration.token_site(place, site, is_roaming=roaming)
     text = administration.make_token(
-        Place(directory), uses=uses, groups=groups, lifetime_seconds=lifetime, now=time.time()
+        place, uses=uses, groups=groups, site=home, lifetime_seconds=lifetime, now=time.time()
     )
     click.echo(text)
 
@@ -976,7 +1005,7 @@ def fleet_revoke(*, directory: Path, names: Sequence[str], servers: Sequence[str
 @_FLEET_DIRECTORY
 @click.option("--format", "-f", "mode", type=click.Choice(MODES), default="table", help="Output format of rows.")
 def fleet_agents(*, directory: Path, mode: str) -> None:
-    """Print the registered agents: id, host name, state, groups, life of the credentials, key."""
+    """Print the registered agents: id, host name, site, state, groups, life of the credentials, key."""
     import time
 
     with _fleet_packages():

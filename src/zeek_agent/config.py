@@ -519,9 +519,13 @@ class GatewaySettings(Section, frozen=True):
         ),
     ] = None
     zeek: Annotated[str, Meta(description="URL of the Zeek or collector")] = "ws://127.0.0.1:27759"
-    credentials: Annotated[str | None, Meta(description="file with the gateway's NATS credentials (JWT and seed)")] = (
-        None
-    )
+    credentials: Annotated[
+        str | None,
+        Meta(
+            description="file with the gateway's NATS credentials (JWT and seed), whose tag `agents:KEY` names the key "
+            "that signs agents; without a file, agents' ids and sites are not verified"
+        ),
+    ] = None
     agents_max: Annotated[PositiveInt, Meta(description="maximum number of agents; others are refused")] = 10_000
     queries_max: Annotated[PositiveInt, Meta(description="maximum number of queries per agent")] = 2_000
     places: Annotated[

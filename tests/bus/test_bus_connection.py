@@ -23,7 +23,7 @@ from scripted_gateway import BusClient, scripted_gateway
 from waiting import until
 
 from zeek_agent import destination
-from zeek_agent.bus import link, messages, subjects
+from zeek_agent.bus import credentials, link, messages, subjects
 from zeek_agent.bus.cluster import turn
 from zeek_agent.bus.connection import BusConnection
 from zeek_agent.bus.credentials import BusFiles
@@ -31,6 +31,7 @@ from zeek_agent.bus.messages import Beacon, Refusal
 from zeek_agent.bus.session import BusTransport, Times
 from zeek_agent.bus.subjects import Down
 from zeek_agent.config import BusSettings, BusTlsSettings, ZeekSettings
+from zeek_agent.errors import UsageError
 from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.queries.subscriptions import Query, Subscription
 from zeek_agent.zeek import broker_json, protocol
@@ -130,6 +131,44 @@ async def test_an_agent_says_hello_and_is_asked_over_the_bus(server: NatsServer)
     assert row.context.query_id == "q1"
     assert (status.state, status.instances, status.zeek_version) == ("connected", 1, gateway.ack.version)
     assert client.violations == []
+
+
+async def test_a_server_that_does_not_pass_the_agents_site_is_named_and_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It passes on beacons, but there is no listener for hellos."""
+    monkeypatch.setattr("zeek_agent.bus.link.random.sample", lambda servers, _: list(servers))
+    with nats_server(tmp_path / "leaf-ber") as foreign, nats_server(tmp_path / "hub") as hub:
+        urls = f"{foreign.url},{hub.url.removeprefix('nats://')}"
+        async with (
+            scripted_gateway(foreign.url) as deaf,
+            scripted_gateway(hub.url, name="gw2") as gateway,
+        ):
+            await deaf.leave()
+            async with agent(urls) as one:
+                client = asyncio.create_task(gateway.client())
+                while not client.done():
+                    await deaf.beacon()
+                    await asyncio.sleep(0.1)
+                await until(lambda: one.connection.clusters and one.connection.clusters[0].session)
+    assert (
+        f"{foreign.url.removeprefix('nats://')} (leaf-ber) does not pass on hellos of agents of site roaming"
+        in caplog.text
+    )
+    assert "though gateways of cluster main are heard there" in caplog.text
+
+
+async def test_the_only_server_is_kept_even_if_it_does_not_pass_the_agents_site(
+    server: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with scripted_gateway(server.url) as gateway, agent(server.url) as one:
+        await gateway.leave()
+        while "does not pass on hellos" not in caplog.text:
+            await gateway.beacon()
+            await asyncio.sleep(0.1)
+        (bus,) = [row for row in one.connection.statuses() if row.destination == server.url]
+        assert "does not pass on hellos of agents of site roaming" in (bus.last_error or "")
+        assert bus.reconnects == 0
 
 
 async def test_a_gateway_that_starts_later_is_found_by_its_beacon(server: NatsServer) -> None:
@@ -505,7 +544,12 @@ async def test_bad_messages_of_a_gateway_are_skipped(server: NatsServer, caplog:
         for kind, payload in HOSTILE:
             await client.publish(kind, payload)
             await client.publish(kind, payload, session="elsewhere")
-        for subject in ("za.v1.dn.Hagent.s1.unknown", "za.v1.all.main", "za.v1.all.%FF", "za.v1.dn.Hagent.r.who"):
+        for subject in (
+            "za.v1.dn.roaming.Hagent.s1.unknown",
+            "za.v1.all.main",
+            "za.v1.all.%FF",
+            "za.v1.dn.roaming.Hagent.r.who",
+        ):
             await gateway.link.publish(subject, b"{}")
         await client.install("q1", query())
         await client.expect(ResultRow)
@@ -681,3 +725,44 @@ async def test_credentials_of_another_agent_are_of_no_use(
             await until(lambda: one.connection.status().last_error)
             await until(lambda: "permissions violation" in caplog.text.lower())
         assert gateway.greetings == []
+
+
+async def test_an_agent_speaks_from_the_site_of_its_credentials_and_shows_its_token(
+    secured: tuple[NatsServer, Accounts], tmp_path: Path
+) -> None:
+    """Also when it was enrolled at another site while it was running."""
+    server, accounts = secured
+    file = tmp_path / "agent.creds"
+    file.write_text(accounts.agent(IDENTITY.agent, site="fra"))
+    async with agent(server.url, bus=BusSettings(credentials=str(file))) as one:
+        for site in ("fra", "Oslo-1", ""):
+            file.write_text(written := accounts.agent(IDENTITY.agent, site=site))
+            server.kill()
+            server.start_again()
+            async with scripted_gateway(server.url, credentials=accounts.anybody()) as gateway:
+                client = await gateway.client()
+                await client.expect(AgentHello)
+                assert client.address == (site or "roaming", IDENTITY.agent)
+                assert client.greeting is not None
+                assert client.greeting.token == written.splitlines()[1]
+                await until(lambda: one.row().state == "connected")
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        ({"site": "a b"}, "does not name one site: a b"),
+        ({"groups": 200}, "has 1[0-9],[0-9]{3} characters, 8,192 at most"),
+    ],
+)
+def test_credentials_that_no_gateway_would_accept_are_not_used(
+    tmp_path: Path, given: dict[str, Any], fault: str
+) -> None:
+    file = tmp_path / "agent.creds"
+    file.write_text(Accounts().agent("Hx", **given))
+    with pytest.raises(UsageError, match=fault):
+        credentials.user(BusFiles(file, BusTlsSettings()), "Hx")
+    text = Accounts().agent("Hx", site="fra")
+    with pytest.raises(UsageError, match="does not name one site: fra, ber"):
+        credentials.Claims(nats=credentials._NatsClaims(("site:fra", "site:ber"))).site  # noqa: B018
+    assert credentials.claims(text).site == "fra"

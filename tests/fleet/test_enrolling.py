@@ -8,10 +8,11 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import apsw
 import fleet
 import msgspec
 import pytest
@@ -21,6 +22,7 @@ from waiting import until
 
 from zeek_agent.bus import subjects
 from zeek_agent.bus.link import Received
+from zeek_agent.bus.subjects import ROAMING, Address
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.fleet import (
     administration,
@@ -32,7 +34,7 @@ from zeek_agent.fleet import (
     jwt,
     messages,
     nkey,
-    roles,
+    registry,
     tokens,
 )
 from zeek_agent.fleet.directory import Place
@@ -62,9 +64,11 @@ def sent(state: Path, text: str, agent_id: str, **changes: Any) -> bytes:
 
 async def asked(servers: Servers, text: str, payload: bytes) -> messages.Answer:
     token = tokens.read(text)
-    bus = await servers.connect(jwt.credentials(token.user, token.key), f"za.v1.boot.{token.key.public}")
+    bus = await servers.connect(
+        jwt.credentials(token.user, token.key), subjects.bootstrap_inbox(token.site, token.key.public)
+    )
     try:
-        return messages.read_answer(await bus.request(subjects.enrolment(token.key.public), payload, 10))
+        return messages.read_answer(await bus.request(subjects.enrolment(token.site, token.key.public), payload, 10))
     finally:
         await bus.close()
 
@@ -80,7 +84,7 @@ async def test_an_agent_is_enrolled_over_the_bus_and_uses_what_it_got(running: S
         text = fleet.token(running.place, groups=("linux", "Größe"))
         enrolled = await fleet.enroll(tmp_path, running.enrolment_url, text, "Hbus", "laptop")
     files = EnrolledFiles(tmp_path / "fleet")
-    bus = await running.connect(files.credentials.read_text(), subjects.inbox("Hbus"))
+    bus = await running.connect(files.credentials.read_text(), subjects.inbox(Address(ROAMING, "Hbus")))
     assert bus.is_open
     await bus.close()
     assert enrolled.groups == ("linux", "Größe")
@@ -199,6 +203,51 @@ async def test_a_request_is_refused_for_each_fault(running: Servers, tmp_path: P
         assert await refusal(running, text, b"{}") == "bad_request"
         csr = "-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"
         assert await refusal(running, text, sent(tmp_path / "f", text, "Hf", csr=csr)) == "bad_request"
+
+
+OLD_REGISTRY = """
+CREATE TABLE tokens(
+  key TEXT PRIMARY KEY, uses INTEGER NOT NULL, used INTEGER NOT NULL DEFAULT 0, groups TEXT NOT NULL,
+  created REAL NOT NULL, expires REAL NOT NULL
+) STRICT;
+CREATE TABLE agents(
+  key TEXT PRIMARY KEY, id TEXT NOT NULL, hostname TEXT NOT NULL, groups TEXT NOT NULL, token TEXT NOT NULL,
+  enrolled REAL NOT NULL, issued REAL NOT NULL, expires REAL NOT NULL, revoked REAL
+) STRICT;
+INSERT INTO tokens VALUES ('T', 5, 1, '["a"]', 1, 2);
+INSERT INTO agents VALUES ('K', 'Hold', 'host', '[]', 'T', 1, 2, 3, NULL);
+PRAGMA user_version = 1;
+"""
+
+
+def test_what_is_in_a_registry_of_an_earlier_version_is_roaming(tmp_path: Path) -> None:
+    file = tmp_path / "registry.db"
+    with closing(apsw.Connection(str(file))) as database:
+        database.execute(OLD_REGISTRY)
+    for _ in range(2):
+        with registry.opened(file) as opened:
+            assert opened.token("T") == registry.TokenRow("T", 5, 1, ("a",), 1.0, 2.0, ROAMING)
+            assert opened.agents() == [registry.AgentRow("K", "Hold", "host", (), "T", 1.0, 2.0, 3.0, None, ROAMING)]
+    with closing(apsw.Connection(str(file))) as database:
+        assert database.pragma("user_version") == 2
+        database.execute("PRAGMA user_version = 3")
+    with pytest.raises(ZeekAgentError, match="of a newer zeek-agent"), registry.opened(file):
+        pass
+
+
+async def test_an_agent_keeps_its_site_until_it_is_enrolled_at_another(running: Servers, tmp_path: Path) -> None:
+    async with fleet.enrolment(running, https=True) as service:
+        url = Url("https", HOST, service.port)
+        first = await fleet.enroll(tmp_path, url, fleet.token(running.place, site="fra"), "Hmoves")
+        renewed = await asyncio.to_thread(enrolling.renew, tmp_path / "fleet", "Hmoves", "host")
+        assert (first.site, renewed.site) == ("fra", "fra")
+        moved = await fleet.enroll(tmp_path, running.enrolment_url, fleet.token(running.place, site="hub"), "Hmoves")
+        again = await asyncio.to_thread(enrolling.renew, tmp_path / "fleet", "Hmoves", "host")
+    assert (moved.site, again.site, moved.key) == ("hub", "hub", first.key)
+    row = next(row for row in administration.agents(running.place) if row.id == "Hmoves")
+    assert row.site == "hub"
+    text = EnrolledFiles(tmp_path / "fleet").credentials.read_text()
+    assert jwt.read(jwt.read_credentials(text)[0]).nats.tags == ("site:hub",)
 
 
 async def test_a_token_of_a_lost_registry_is_unknown(running: Servers, tmp_path: Path) -> None:
@@ -368,10 +417,13 @@ async def test_an_answer_goes_to_nobody_but_who_asks(running: Servers, tmp_path:
     """An agent cannot have the service write to another agent, nor the holder of a token to that of another one."""
     text, other = fleet.token(running.place), tokens.read(fleet.token(running.place))
     token = tokens.read(text)
-    foreign = [f"{subjects.inbox('Hvictim')}.x", f"{roles.inbox(roles.BOOTSTRAP, other.key.public)}.x"]
+    foreign = [
+        f"{subjects.inbox(Address(ROAMING, 'Hvictim'))}.x",
+        f"{subjects.bootstrap_inbox(other.site, other.key.public)}.x",
+    ]
     async with fleet.enrolment(running) as service:
         asking = await running.connect(
-            jwt.credentials(token.user, token.key), subjects.bootstrap_inbox(token.key.public)
+            jwt.credentials(token.user, token.key), subjects.bootstrap_inbox(token.site, token.key.public)
         )
         agent = await running.agent("Hasks")
         heard: list[str] = []
@@ -380,16 +432,16 @@ async def test_an_answer_goes_to_nobody_but_who_asks(running: Servers, tmp_path:
             heard.append(message.subject)
 
         victim = await running.agent("Hvictim")
-        await victim.subscribe(subjects.all_down("Hvictim"), hear)
+        await victim.subscribe(subjects.all_down(Address(ROAMING, "Hvictim")), hear)
         another = await running.connect(
-            jwt.credentials(other.user, other.key), subjects.bootstrap_inbox(other.key.public)
+            jwt.credentials(other.user, other.key), subjects.bootstrap_inbox(other.site, other.key.public)
         )
         await another.subscribe(foreign[1], hear)
         for link in (victim, another):
             await link.flush()
         for reply in foreign:
-            await asking.publish(subjects.enrolment(token.key.public), sent(tmp_path, text, "Hnew"), reply)
-            await agent.publish(subjects.renewal("Hasks"), b"{}", reply)
+            await asking.publish(subjects.enrolment(token.site, token.key.public), sent(tmp_path, text, "Hnew"), reply)
+            await agent.publish(subjects.renewal(Address(ROAMING, "Hasks")), b"{}", reply)
         await until(lambda: service.refused == 4, 20, "not refused")
         assert isinstance(await asked(running, text, sent(tmp_path, text, "Hnew")), messages.Granted)
         for link in (victim, another):

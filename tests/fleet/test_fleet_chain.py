@@ -87,7 +87,7 @@ def enrolled(servers: Servers, directory: Path, agent_id: str, site: str) -> str
     """Enrol an agent with a new token, at its own server. Returns the URL of its destination."""
     server = servers.leaf_url(site) if site else servers.hub_url
     url = server.replace("tls:", "tls+nats:")
-    token = command("fleet", "token", str(servers.place.directory), "--group", "linux")
+    token = command("fleet", "token", str(servers.place.directory), "--group", "linux", "--site", site or "hub")
     state = ("--state-dir", str(directory / agent_id / "state"), "--set", f"agent.id={agent_id}")
     assert "enrolled" in command("enroll", url, "-", *state, stdin=token)
     return url

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from waiting import until_sync
 from zeek_agent import config
 from zeek_agent.collector import tls
 from zeek_agent.errors import UsageError
-from zeek_agent.fleet import administration, directory, enrolling, nkey, renewal
+from zeek_agent.fleet import administration, directory, enrolling, jwt, nkey, renewal, tokens
 from zeek_agent.fleet.directory import Place
 from zeek_agent.fleet.enrolled import Enrolled, EnrolledFiles
 from zeek_agent.fleet.nkey import Key
@@ -145,10 +146,79 @@ def test_hubs_sites_and_gateways_are_added(tmp_path: Path) -> None:
     assert "hub9.example" in (place.directory / "hubs" / "127.0.0.1" / "nats.conf").read_text()
 
 
+def leaf_tags(place: Place, site: str) -> set[str]:
+    text = directory.read_text(place.directory / "leaves" / site / "leaf.creds")
+    return set(jwt.read(jwt.read_credentials(text)[0]).nats.tags)
+
+
+def test_a_sites_server_passes_its_own_agents_and_what_it_was_given(tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    run("fleet", "init", made, "--name", "x", "--site", "fra", "--site", "nyc", "--roaming", "nyc")
+    place = Place(made)
+    assert leaf_tags(place, "fra") == {"cluster:*", "site:fra"}
+    assert leaf_tags(place, "nyc") == {"cluster:*", "site:nyc", "site:roaming"}
+    first = place.fleet().issued["leaf:fra"]
+    narrowed = run(
+        "fleet", "site", made, "fra", "--cluster", "east", "--host", "leaf.fra", "--passes", "nyc", "--roaming"
+    )
+    assert "earlier credentials permit more and are revoked" in narrowed.stderr
+    second = place.fleet().issued["leaf:fra"]
+    assert set(place.fleet().revoked) >= {first}
+    assert leaf_tags(place, "fra") == {"cluster:east", "site:fra", "site:nyc", "site:roaming"}
+    assert run("fleet", "site", made, "fra").stderr == ""  # renewed: nothing is opened, closed or revoked
+    assert second not in place.fleet().revoked
+    third = place.fleet().issued["leaf:fra"]
+    assert leaf_tags(place, "fra") == {"cluster:east", "site:fra", "site:nyc", "site:roaming"}
+    assert next(site for site in place.fleet().sites if site.name == "fra").hosts == ("leaf.fra",)
+    run("fleet", "site", made, "fra", "--no-roaming", "--passes", "fra")
+    assert leaf_tags(place, "fra") == {"cluster:east", "site:fra"}
+    assert third in place.fleet().revoked
+    assert place.fleet().issued["leaf:fra"] not in place.fleet().revoked
+    own = directory.read_text(made / "gateways" / "gw1" / "gateway.creds")
+    tags = jwt.read(jwt.read_credentials(own)[0]).nats.tags
+    assert set(tags) == {"cluster:zeek", f"agents:{place.key('role-agent').public}"}
+
+
+def test_no_site_has_a_reserved_name_or_passes_an_unknown_one(tmp_path: Path) -> None:
+    for name in ("roaming", "Roaming", "hub", "a.b"):
+        run("fleet", "init", tmp_path / "new", "--name", "x", "--site", name, code=2)
+    assert "no such site" in run("fleet", "init", tmp_path / "new", "--name", "x", "--roaming", "fra", code=2).stderr
+    assert not (tmp_path / "new").exists()
+    place = fleet.make(tmp_path / "made")
+    run("fleet", "site", place.directory, "hub", code=2)
+    assert "no such site to pass: nyc" in run("fleet", "site", place.directory, "fra", "--passes", "nyc", code=2).stderr
+    assert place.sites() == ()
+
+
+def test_a_token_is_for_a_site_where_there_are_sites(tmp_path: Path) -> None:
+    place = fleet.make(tmp_path / "made")
+
+    def site_of(*arguments: str, at: Path = place.directory) -> str:
+        return tokens.read(run("fleet", "token", at, *arguments).stdout).site
+
+    assert site_of() == "roaming"
+    run("fleet", "site", place.directory, "fra")
+    copy = tmp_path / "copy"
+    shutil.copytree(place.enrolment, copy)
+    for at in (place.directory, copy):
+        assert site_of("--site", "fra", at=at) == "fra"
+        assert site_of("--site", "hub", at=at) == "hub"
+        assert site_of("--roaming", at=at) == "roaming"
+        missing = run("fleet", "token", at, code=2).stderr
+        assert "the fleet has sites (fra): --site NAME admits agents of one" in missing
+        assert "no such site: 'nyc'. Known here: fra, hub" in run("fleet", "token", at, "--site", "nyc", code=2).stderr
+        run("fleet", "token", at, "--site", "fra", "--roaming", code=2)
+    groups = [part for number in range(40) for part in ("--group", f"{number}{'x' * 60}")]
+    assert "the names of the groups" in run("fleet", "token", place.directory, "--roaming", *groups, code=2).stderr
+
+
 def test_lifetimes_have_units(made: Place) -> None:
     for text in ("", "7", "0d", "7w", "-1d", "400d", "1.5h"):
-        assert "not a time of up to a year" in run("fleet", "token", made.directory, "--expires", text, code=2).stderr
-    assert run("fleet", "token", made.directory, "--expires", "30min").stdout.startswith("zat1_")
+        assert (
+            "not a time of up to a year"
+            in run("fleet", "token", made.directory, "--roaming", "--expires", text, code=2).stderr
+        )
+    assert run("fleet", "token", made.directory, "--roaming", "--expires", "30min").stdout.startswith("zat1_")
 
 
 @contextmanager
@@ -179,7 +249,7 @@ def test_a_host_is_enrolled_renewed_and_revoked_by_commands(tmp_path: Path) -> N
         hub = f"127.0.0.1:{servers.hub.port}"
         with enrolment(place, "--server", f"tls://{hub}", "--listen", "127.0.0.1:0") as port:
             state = ("--state-dir", tmp_path / "state")
-            text = run("fleet", "token", place.directory, "--group", "linux").stdout
+            text = run("fleet", "token", place.directory, "--group", "linux", "--site", "fra").stdout
             enrolled = run("enroll", f"tls+nats://{hub}", "-", *state, given=text)
             assert "valid for 30 days" in enrolled.stdout
             refused = run("enroll", f"https://127.0.0.1:{port}", text, *state, "--set", "agent.id=Hx", code=1)
@@ -187,7 +257,7 @@ def test_a_host_is_enrolled_renewed_and_revoked_by_commands(tmp_path: Path) -> N
             assert text[10:60] not in refused.stderr
             assert "renewed" in run("enroll", "--renew", *state).stdout
             (row,) = msgspec.json.decode(run("fleet", "agents", place.directory, "-f", "json").stdout)
-            assert (row["state"], row["groups"]) == ("enrolled", "linux")
+            assert (row["site"], row["state"], row["groups"]) == ("fra", "enrolled", "linux")
             done = run(
                 "fleet",
                 "revoke",
@@ -199,7 +269,7 @@ def test_a_host_is_enrolled_renewed_and_revoked_by_commands(tmp_path: Path) -> N
             assert "confirmed by hub-127.0.0.1, leaf-fra" in done.stdout
             assert "refuses the credentials" in run("enroll", "--renew", *state, code=1).stderr
         log = (place.directory / "enrolment.log").read_text()
-        assert f"enrolled agent {row['id']}" in log
+        assert re.search(rf"enrolled agent {row['id']} \(.*\) of site fra from", log)
         assert f"renewed agent {row['id']}" in log
         assert "refused agent Hx" in log
         for secret in (text.strip(), text[5:60], *seeds(tmp_path / "state" / "fleet"), *seeds(place.directory)):

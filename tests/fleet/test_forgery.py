@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import fleet
@@ -16,19 +17,21 @@ from raw_leaf import RawLeaf
 from waiting import until
 
 from zeek_agent.bus import subjects
-from zeek_agent.bus.link import Link, Received
-from zeek_agent.bus.subjects import Down, Peer, Up
+from zeek_agent.bus.link import Link, NoListenerError, Received
+from zeek_agent.bus.subjects import ROAMING, Address, Down, Peer, Up
 from zeek_agent.errors import ZeekAgentError
 from zeek_agent.fleet import administration, configurations, directory, jwt, nkey, pushing, roles, tokens
 from zeek_agent.fleet.nkey import Key
 
-ME, OTHER = "Hme", "Hother"
+ME, OTHER = Address("fra", "Hme"), Address("fra", "Hother")
+ELSEWHERE = Address("nyc", "Hother")
+"""An agent with the same id, as a server of another site calls it."""
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     base = tmp_path_factory.mktemp("fleet")
-    place = fleet.make(base / "made", sites=("fra", "nyc"))
+    place = fleet.make(base / "made", sites=("fra", "nyc", "Ber"), roaming=("Ber",))
     administration.write_site(place, fleet.Site("nyc", (fleet.HOST,), ("east",)), time.time())
     with fleet.servers(place, base / "run") as servers:
         yield servers
@@ -52,7 +55,7 @@ class Ears:
 async def listening(running: Servers) -> tuple[Ears, Link, Link]:
     """A gateway and another agent, which receive all that they may."""
     ears, gateway, agent = Ears(), await running.gateway(), await running.agent(OTHER)
-    for subject in ("za.v1.hello.zeek.*", "za.v1.up.gw1.>", "za.v1.gw.zeek.>", "za.v1.who.*"):
+    for subject in ("za.v1.hello.zeek.>", "za.v1.up.gw1.>", "za.v1.gw.zeek.>", "za.v1.who.>"):
         await gateway.subscribe(subject, ears.hear)
     for subject in (subjects.all_down(OTHER), "za.v1.all.*"):
         await agent.subscribe(subject, ears.hear)
@@ -72,9 +75,9 @@ FORGED = {
     "a beacon": subjects.all_agents("zeek"),
     "a message to a group": "za.v1.g.linux",
     "a gateway's beat": subjects.peers("zeek", Peer.BEAT),
-    "a gateway's claim": subjects.peers("zeek", Peer.CLAIM, OTHER),
+    "a gateway's claim": subjects.peers("zeek", Peer.CLAIM, OTHER.agent_id),
     "another agent's renewal": subjects.renewal(OTHER),
-    "an enrolment": subjects.enrolment("UKEY"),
+    "an enrolment": subjects.enrolment(ROAMING, "UKEY"),
     "another agent's question for gateways": subjects.who(OTHER),
     "a question for gateways without a name": "za.v1.who",
     "a request to the system": "$SYS.REQ.SERVER.PING",
@@ -102,7 +105,7 @@ async def test_an_agent_cannot_publish(running: Servers, forged: str) -> None:
         "za.v1.dn.>",
         "za.v1.>",
         ">",
-        "za.v1.hello.zeek.*",
+        "za.v1.hello.zeek.>",
         "za.v1.up.gw1.>",
         "za.v1.g.admins",
         "za.v1.boot.>",
@@ -120,7 +123,9 @@ async def test_an_agent_cannot_listen(running: Servers, subject: str) -> None:
 
 async def test_a_group_reaches_its_members_only(running: Servers) -> None:
     member = await running.connect(
-        running.credentials(roles.AGENT, ME, tags=("group:linux",)), subjects.inbox(ME), running.hub_url
+        running.credentials(roles.AGENT, ME.agent_id, site=ME.site, tags=("group:linux",)),
+        subjects.inbox(ME),
+        running.hub_url,
     )
     await member.subscribe("za.v1.g.linux", Ears().hear)
     await member.flush()
@@ -133,7 +138,8 @@ async def test_a_group_reaches_its_members_only(running: Servers) -> None:
 
 
 BOOTSTRAP = (
-    subjects.who(ME), subjects.enrolment("UOTHER"), subjects.hello("zeek", ME), subjects.renewal(ME),
+    subjects.who(ME), subjects.enrolment(ROAMING, "UOTHER"), subjects.enrolment("fra", "UOTHER"),
+    subjects.hello("zeek", ME), subjects.renewal(ME),
     subjects.up("gw1", ME, "s1", Up.BEAT),
     subjects.down(ME, "s1", Down.FRAME), subjects.all_agents("zeek"), "$SYS.REQ.CLAIMS.UPDATE",
 )  # fmt: skip
@@ -142,7 +148,7 @@ BOOTSTRAP = (
 @pytest.mark.parametrize("subject", BOOTSTRAP)
 async def test_a_token_permits_nothing_but_to_enrol(running: Servers, subject: str) -> None:
     token = tokens.read(fleet.token(running.place))
-    inbox = roles.inbox(roles.BOOTSTRAP, token.key.public)
+    inbox = subjects.bootstrap_inbox(token.site, token.key.public)
     bus = await running.connect(jwt.credentials(token.user, token.key), inbox)
     await bus.publish(subject, b"{}")
     await bus.subscribe("za.v1.boot.>", Ears().hear)
@@ -171,15 +177,15 @@ async def refused(running: Servers, credentials: str, url: str | None = None) ->
 
 
 async def test_credentials_of_a_wrong_signer_are_refused(running: Servers) -> None:
-    await refused(running, running.credentials(roles.AGENT, ME, signer=Key.generate(nkey.ACCOUNT)))
-    await refused(running, running.credentials(roles.AGENT, ME, signer=running.place.key("operator")))
+    await refused(running, running.credentials(roles.AGENT, ME.agent_id, signer=Key.generate(nkey.ACCOUNT)))
+    await refused(running, running.credentials(roles.AGENT, ME.agent_id, signer=running.place.key("operator")))
     for site in running.leaves:
         stranger = Key.generate(nkey.ACCOUNT)
-        await refused(running, running.credentials(roles.AGENT, ME, signer=stranger), running.leaf_url(site))
+        await refused(running, running.credentials(roles.AGENT, ME.agent_id, signer=stranger), running.leaf_url(site))
 
 
 async def test_credentials_with_another_seed_are_refused(running: Servers) -> None:
-    token, _ = jwt.read_credentials(running.credentials(roles.AGENT, ME))
+    token, _ = jwt.read_credentials(running.credentials(roles.AGENT, ME.agent_id))
     await refused(running, jwt.credentials(token, Key.generate(nkey.USER)))
 
 
@@ -193,8 +199,8 @@ async def test_a_changed_token_is_refused(running: Servers) -> None:
 
 
 async def test_expired_credentials_are_refused_and_end_a_connection(running: Servers) -> None:
-    await refused(running, running.credentials(roles.AGENT, ME, expires_in=-5))
-    credentials = running.credentials(roles.AGENT, ME, expires_in=2)
+    await refused(running, running.credentials(roles.AGENT, ME.agent_id, expires_in=-5))
+    credentials = running.credentials(roles.AGENT, ME.agent_id, expires_in=2)
     bus = await running.connect(credentials, subjects.inbox(ME))
     with pytest.raises(ConnectionError):
         await asyncio.wait_for(bus.ended(), 20)
@@ -210,14 +216,14 @@ async def test_credentials_of_a_leaf_are_no_clients(running: Servers) -> None:
 
 async def test_a_gateway_hears_no_other_cluster_and_no_other_gateway(running: Servers) -> None:
     gateway = await running.gateway()
-    for subject in ("za.v1.hello.east.*", "za.v1.up.gw2.>", "za.v1.gw.east.>", "za.v1.renew.*", "za.v1.enrol"):
+    for subject in ("za.v1.hello.east.>", "za.v1.up.gw2.>", "za.v1.gw.east.>", "za.v1.renew.>", "za.v1.enrol"):
         await gateway.subscribe(subject, Ears().hear)
-    for subject in ("za.v1.all.east", "za.v1.gw.east.beat", "za.v1.enrol", "za.v1.hello.zeek.Hx"):
+    for subject in ("za.v1.all.east", "za.v1.gw.east.beat", "za.v1.enrol.fra.U", "za.v1.hello.zeek.fra.Hx"):
         await gateway.publish(subject)
     await gateway.flush()
-    for subject in ("za.v1.hello.east.*", "za.v1.up.gw2.>", "za.v1.gw.east.>", "za.v1.renew.*", "za.v1.enrol"):
+    for subject in ("za.v1.hello.east.>", "za.v1.up.gw2.>", "za.v1.gw.east.>", "za.v1.renew.>", "za.v1.enrol"):
         await until(lambda subject=subject: violation(running, "Subscription", subject), 10, subject)
-    for subject in ("za.v1.all.east", "za.v1.gw.east.beat", "za.v1.enrol", "za.v1.hello.zeek.Hx"):
+    for subject in ("za.v1.all.east", "za.v1.gw.east.beat", "za.v1.enrol.fra.U", "za.v1.hello.zeek.fra.Hx"):
         await until(lambda subject=subject: violation(running, "Publish", subject), 10, subject)
     await gateway.close()
 
@@ -228,23 +234,37 @@ async def raw_leaf(running: Servers, site: str) -> RawLeaf:
     return await RawLeaf.connect(running.hub.leaf_port, text, running.context(), account)
 
 
-@pytest.mark.parametrize(
-    ("site", "subject"),
-    [
-        ("nyc", subjects.hello("zeek", OTHER)),  # a hello to a cluster of other sites
-        ("nyc", subjects.all_agents("east")),
-        ("nyc", subjects.down(OTHER, "s1", Down.ACK)),
-        ("nyc", subjects.peers("east", Peer.CLAIM, OTHER)),
-        ("fra", subjects.down(OTHER, "s1", Down.FRAME)),
-        ("fra", subjects.all_agents("zeek")),
-    ],
-)
+ROVER = Address(ROAMING, "Hrover")
+TAKEN = [
+    ("Ber", subjects.hello("zeek", OTHER)),
+    ("Ber", subjects.up("gw1", OTHER, "s1", Up.BATCH, 1)),
+    ("Ber", subjects.up("gw1", OTHER, "s1", Up.BYE)),
+    ("Ber", subjects.who(OTHER)),
+    ("Ber", subjects.who_replies(OTHER)),
+    ("Ber", subjects.renewal(OTHER)),
+    ("Ber", subjects.enrolment("fra", "UKEY")),
+    ("Ber", subjects.operator_who("fra")),
+    ("fra", subjects.hello("zeek", ROVER)),
+    ("fra", subjects.up("gw1", ROVER, "s1", Up.BATCH, 1)),
+    ("nyc", subjects.hello("zeek", ELSEWHERE)),  # its own agent, to a cluster of other sites
+    ("nyc", subjects.all_agents("east")),
+    ("nyc", subjects.down(ELSEWHERE, "s1", Down.ACK)),
+    ("nyc", subjects.peers("east", Peer.CLAIM, OTHER.agent_id)),
+    ("fra", subjects.down(OTHER, "s1", Down.FRAME)),
+    ("fra", subjects.all_agents("zeek")),
+]
+
+
+@pytest.mark.parametrize(("site", "subject"), TAKEN)
 async def test_a_taken_leaf_cannot_publish(running: Servers, site: str, subject: str) -> None:
     ears, gateway, agent = await listening(running)
     leaf = await raw_leaf(running, site)
     assert await leaf.is_answered()
+    before = running.hub.log.count(f'Publish Violation on "{subject}"')
     leaf.send(f"LMSG {subject}", b"{}")
-    await until(lambda: f'Publish Violation on "{subject}"' in running.hub.log, 10, running.hub.log[-2000:])
+    await until(
+        lambda: running.hub.log.count(f'Publish Violation on "{subject}"') > before, 10, lambda: running.hub.log[-2000:]
+    )
     await leaf.close()
     beat = subjects.peers("zeek", Peer.BEAT)
     await gateway.publish(beat)
@@ -254,46 +274,134 @@ async def test_a_taken_leaf_cannot_publish(running: Servers, site: str, subject:
     await agent.close()
 
 
-async def test_a_taken_leaf_speaks_for_agents_of_its_clusters_only(running: Servers) -> None:
-    """The other side of the check above: what a site may do arrives."""
+@pytest.mark.parametrize(
+    ("site", "subject"),
+    [
+        ("fra", subjects.hello("zeek", OTHER)),
+        ("fra", subjects.up("gw1", OTHER, "s1", Up.BATCH, 1)),
+        ("fra", subjects.who(OTHER)),
+        ("Ber", subjects.hello("zeek", ROVER)),
+    ],
+)
+async def test_what_a_site_may_do_arrives(running: Servers, site: str, subject: str) -> None:
+    """The other side of the check above. A server that passes roaming agents can speak for them."""
     ears, gateway, agent = await listening(running)
-    leaf = await raw_leaf(running, "fra")
+    leaf = await raw_leaf(running, site)
     assert await leaf.is_answered()
-    leaf.send(f"LMSG {subjects.hello('zeek', OTHER)}", b"{}")
-    await until(lambda: subjects.hello("zeek", OTHER) in ears.heard, 10, "a site's hello did not arrive")
+    leaf.send(f"LMSG {subject}", b"{}")
+    await until(lambda: subject in ears.heard, 10, "a site's message did not arrive")
     for each in (leaf, gateway, agent):
         await each.close()
 
 
-@pytest.mark.parametrize("subject", ["za.v1.up.>", "za.v1.hello.zeek.*", "za.v1.gw.zeek.>", "za.v1.renew.*", ">"])
-async def test_a_taken_leaf_cannot_listen(running: Servers, subject: str) -> None:
+SECRETS = {
+    "a hello of its own agent to another cluster": subjects.hello("zeek", ELSEWHERE),
+    "hellos": "za.v1.hello.zeek.>",
+    "rows": "za.v1.up.>",
+    "gateways": "za.v1.gw.zeek.>",
+    "renewals": "za.v1.renew.>",
+    "all that is sent to agents": "za.v1.dn.>",
+    "what is sent to agents of another site": "za.v1.dn.fra.>",
+    "what is sent to one of them": subjects.all_down(OTHER),
+    "what is sent to roaming agents": "za.v1.dn.roaming.>",
+    "enrolments of another site": "za.v1.boot.fra.>",
+    "enrolments of all sites": "za.v1.boot.>",
+    "everything": ">",
+}
+
+
+@pytest.mark.parametrize("what", SECRETS)
+async def test_a_taken_leaf_cannot_listen(running: Servers, what: str) -> None:
     leaf = await raw_leaf(running, "nyc")
     assert await leaf.is_answered()
-    leaf.send(f"LS+ {subject}")
+    leaf.send(f"LS+ {SECRETS[what]}")
     await leaf.is_answered(2)
-    gateway = await running.gateway()
-    agent = await running.agent(OTHER)
+    gateway, agent, rover = await running.gateway(), await running.agent(OTHER), await running.agent(ROVER)
+    service = await running.connect(
+        directory.read_text(running.place.enrolment / "enrolment.creds"), subjects.operator_inbox("enrolment")
+    )
     await agent.publish(subjects.up("gw1", OTHER, "s1", Up.BEAT), b"secret rows")
     await agent.publish(subjects.hello("zeek", OTHER), b"secret rows")
+    await agent.publish(subjects.renewal(OTHER), b"secret rows")
+    await rover.publish(subjects.hello("zeek", ROVER), b"secret rows")
     await gateway.publish(subjects.peers("zeek", Peer.BEAT), b"secret rows")
-    await agent.flush()
-    await gateway.flush()
+    for address in (OTHER, ROVER):
+        await gateway.publish(subjects.down(address, "s1", Down.FRAME), b"secret rows")
+        await service.publish(f"{subjects.inbox(address)}.renew.x", b"secret rows")
+    await service.publish(f"{subjects.bootstrap_inbox('fra', 'UKEY')}.x", b"secret rows")
+    for each in (agent, rover, gateway, service):
+        await each.flush()
     await leaf.is_answered(2)
     assert b"secret rows" not in leaf.received
-    for each in (leaf, gateway, agent):
+    for each in (leaf, gateway, agent, rover, service):
         await each.close()
 
 
 async def test_a_site_receives_what_is_for_its_agents(running: Servers) -> None:
     """The other side of the check above: a leaf that listens is heard by the hub."""
     leaf, gateway = await raw_leaf(running, "nyc"), await running.gateway()
-    leaf.send(f"LS+ {subjects.all_down(OTHER)}")
+    leaf.send(f"LS+ {subjects.all_down(ELSEWHERE)}")
     assert await leaf.is_answered()
-    await gateway.publish(subjects.down(OTHER, "s1", Down.FRAME), b"for an agent there")
+    await gateway.publish(subjects.down(ELSEWHERE, "s1", Down.FRAME), b"for an agent there")
     await gateway.flush()
     await until(lambda: b"for an agent there" in leaf.received, 10, "it did not arrive")
     await leaf.close()
     await gateway.close()
+
+
+async def talk(running: Servers, agent: Address, url: str) -> str:
+    """What an agent hears that says hello at a server, to a gateway that answers."""
+    gateway, link = await running.gateway(), await running.agent(agent, url)
+
+    async def welcome(message: Received) -> None:
+        await gateway.publish(message.reply, b"welcome")
+
+    await gateway.subscribe("za.v1.hello.zeek.>", welcome, subjects.GATEWAYS)
+    await gateway.flush()
+    answer = "no listener"
+    with suppress(NoListenerError):
+        async with asyncio.timeout(10):
+            answer = (await link.request(subjects.hello("zeek", agent), b"{}", 5)).decode()
+    for each in (gateway, link):
+        await each.close()
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("agent", "server", "answer"),
+    [
+        (Address("fra", "H1"), "fra", "welcome"),
+        (Address("fra", "H1"), "hub", "welcome"),
+        (Address("fra", "H1"), "Ber", "no listener"),
+        (Address("fra", "H1"), "nyc", "no listener"),
+        (ROVER, "Ber", "welcome"),
+        (ROVER, "hub", "welcome"),
+        (ROVER, "fra", "no listener"),
+        (Address("hub", "H1"), "hub", "welcome"),
+        (Address("hub", "H1"), "Ber", "no listener"),
+    ],
+)
+async def test_an_agent_reaches_gateways_where_its_site_is_passed(
+    running: Servers, agent: Address, server: str, answer: str
+) -> None:
+    url = running.hub_url if server == "hub" else running.leaf_url(server)
+    deadline = time.monotonic() + 20
+    while (heard := await talk(running, agent, url)) != answer and time.monotonic() < deadline:
+        await asyncio.sleep(0.5)  # a server learns of subscriptions at the hub a moment later
+    assert heard == answer
+
+
+@pytest.mark.parametrize("site", ["", "Fra", "FRA", "fr"])
+async def test_credentials_of_another_or_no_site_permit_nothing_of_this_one(running: Servers, site: str) -> None:
+    credentials = running.credentials(roles.AGENT, ME.agent_id, site=site)
+    agent = await running.connect(credentials, subjects.inbox(ME))
+    for subject in (subjects.hello("zeek", ME), subjects.renewal(ME), subjects.who(ME), "za.v1.hello.zeek"):
+        before = running.hub.log.count(f'Publish to "{subject}"') + running.hub.log.count(f'Subject "{subject}"')
+        await agent.publish(subject)
+        await until(lambda subject=subject: violation(running, "Publish", subject), 10, f"{subject} {before}")
+    await agent.subscribe(subjects.all_down(ME), Ears().hear)
+    await until(lambda: violation(running, "Subscription", subjects.all_down(ME)), 10, "not in the log")
+    await agent.close()
 
 
 async def test_a_revoked_agent_is_cut_and_refused_at_hub_and_leaf(running: Servers, tmp_path: Path) -> None:
@@ -301,7 +409,7 @@ async def test_a_revoked_agent_is_cut_and_refused_at_hub_and_leaf(running: Serve
         await fleet.enroll(tmp_path, running.enrolment_url, fleet.token(running.place), "Hcut")
     credentials = directory.read_text(tmp_path / "fleet" / "agent.creds")
     urls = [running.hub_url, running.leaf_url("fra"), running.leaf_url("nyc")]
-    links = [await running.connect(credentials, subjects.inbox("Hcut"), url) for url in urls]
+    links = [await running.connect(credentials, subjects.inbox(Address(ROAMING, "Hcut")), url) for url in urls]
     bystander = await running.agent(OTHER, running.leaf_url("fra"))
     administration.revoke(running.place, ["Hcut"], time.time())
     confirmed = await asyncio.to_thread(push, running)
@@ -353,7 +461,7 @@ async def test_a_revoked_leaf_is_cut_off(running: Servers) -> None:
     await asyncio.to_thread(push, running)
     gateway, agent = await running.gateway(), await running.agent(OTHER, running.leaf_url("fra"))
     ears = Ears()
-    await gateway.subscribe("za.v1.hello.zeek.*", ears.hear)
+    await gateway.subscribe("za.v1.hello.zeek.>", ears.hear)
     await gateway.flush()
     await agent.publish(subjects.hello("zeek", OTHER))
     await agent.flush()

@@ -15,7 +15,7 @@ from zeek_server import ZeekServer
 from zeek_agent.bus import messages, subjects
 from zeek_agent.bus.link import Received
 from zeek_agent.bus.messages import Claim, Hello, Refusal, Welcome
-from zeek_agent.bus.subjects import Peer, Up
+from zeek_agent.bus.subjects import ROAMING, Address, Peer, Up
 from zeek_agent.config import GatewaySettings
 from zeek_agent.errors import UsageError
 from zeek_agent.gateway.admission import HELLOS, PENDING_PER_AGENT, unusable
@@ -31,15 +31,15 @@ HELLO = messages.encode(Hello("I1", "3.0.0"))
 
 
 FOREIGN = (
-    subjects.down(OTHERS, "0123456789abcdef", subjects.Down.AGAIN),
-    f"{subjects.inbox(OTHERS)}.x",
-    f"{subjects.inbox(MINE)}",
-    f"{subjects.inbox(MINE)}x.y",
+    subjects.down(Address(ROAMING, OTHERS), "0123456789abcdef", subjects.Down.AGAIN),
+    f"{subjects.inbox(Address(ROAMING, OTHERS))}.x",
+    f"{subjects.inbox(Address(ROAMING, MINE))}",
+    f"{subjects.inbox(Address(ROAMING, MINE))}x.y",
     subjects.all_agents(CLUSTER),
     subjects.peers(CLUSTER, Peer.BEAT),
     subjects.peer(CLUSTER, Peer.REPLY, "gw1") + ".x",
     subjects.operator_inbox("root") + ".x",
-    subjects.bootstrap_inbox("UKEY") + ".x",
+    subjects.bootstrap_inbox(ROAMING, "UKEY") + ".x",
 )
 
 
@@ -55,8 +55,8 @@ async def test_a_reply_goes_to_nobody_but_who_asks(gw: Gateway, bus: BusAgents, 
     for subject in foreign:
         await bus.link.subscribe(subject, hear)
     subject, payload = {
-        "hello": (subjects.hello(CLUSTER, MINE), HELLO),
-        "who": (subjects.who(MINE), b""),
+        "hello": (subjects.hello(CLUSTER, Address(ROAMING, MINE)), HELLO),
+        "who": (subjects.who(Address(ROAMING, MINE)), b""),
         "beat": (agent.up(Up.BEAT), b""),
         "claim": (subjects.peers(CLUSTER, Peer.CLAIM, MINE), messages.encode(Claim("gw2", "I2"))),
         "ping": (subjects.peer(CLUSTER, Peer.PING, "gw1"), b""),

@@ -11,10 +11,11 @@ from nats_server import NatsServer
 from waiting import until
 from zeek_server import Client, ZeekServer, zeek_server
 
+from zeek_agent.bus import link as bus_link
 from zeek_agent.bus import messages, subjects
 from zeek_agent.bus.link import NoListenerError
 from zeek_agent.bus.messages import Refusal, Want, Welcome
-from zeek_agent.bus.subjects import Down, Up
+from zeek_agent.bus.subjects import Address, Down, Up
 from zeek_agent.gateway.admission import SameNameError
 from zeek_agent.gateway.causes import Cause
 from zeek_agent.gateway.gateway import Gateway
@@ -429,8 +430,16 @@ async def test_an_agent_with_a_limit_waits_and_loses_nothing(nats: NatsServer, z
 
 
 async def test_agents_learn_of_gateways_by_asking(gw: Gateway, bus: BusAgents) -> None:
-    answer = messages.read(await bus.link.request(subjects.who("test"), b"", 5.0), messages.Beacon)
+    asker = Address("fra", "test")
+    answer = messages.read(await bus.request(asker, subjects.who(asker), b"", 5.0), messages.Beacon)
     assert (answer.gateway, answer.cluster) == ("gw1", CLUSTER)
+
+
+async def test_an_operator_learns_of_gateways_by_asking(nats: NatsServer, gw: Gateway) -> None:
+    link = await bus_link.connect([nats.url], name="test", inbox=subjects.operator_inbox("test"))
+    answer = messages.read(await link.request(subjects.operator_who("test"), b"", 5.0), messages.Beacon)
+    assert (answer.gateway, answer.cluster) == ("gw1", CLUSTER)
+    await link.close()
 
 
 async def test_the_first_beacon_ends_sessions_of_an_earlier_life(nats: NatsServer, zeek: ZeekServer) -> None:

@@ -24,7 +24,7 @@ from zeek_agent.bus import link as bus_link
 from zeek_agent.bus import messages, subjects
 from zeek_agent.bus.link import Link, NoListenerError, Received
 from zeek_agent.bus.messages import Ack, Again, Beacon, Grant, Hello, Refusal, Want, Welcome
-from zeek_agent.bus.subjects import Down, Up
+from zeek_agent.bus.subjects import ROAMING, Address, Down, Up
 from zeek_agent.zeek import broker_json, protocol
 from zeek_agent.zeek.protocol import Batch, Context, InstallQuery, ZeekEvent
 
@@ -42,6 +42,7 @@ class BusAgent:
     bus: BusAgents
     agent_id: str
     instance: str
+    site: str = ROAMING
     groups: tuple[str, ...] = ("Linux",)
     welcome: Welcome | None = None
     events: list[ZeekEvent] = field(default_factory=list)
@@ -58,16 +59,20 @@ class BusAgent:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
+    @property
+    def address(self) -> Address:
+        return Address(self.site, self.agent_id)
+
     def up(self, kind: Up, number: int | None = None) -> str:
         assert self.welcome is not None
-        return subjects.up(self.welcome.gateway, self.agent_id, self.welcome.session, kind, number)
+        return subjects.up(self.welcome.gateway, self.address, self.welcome.session, kind, number)
 
     async def hello(self, seconds: float = 15.0, **changed: object) -> Welcome | Refusal:
         """Ask for a session once."""
         hello = Hello(self.instance, "3.0.0", self.groups)
         payload = messages.encode(hello)
         return messages.read_welcome(
-            await self.bus.request(self.agent_id, subjects.hello(self.bus.cluster, self.agent_id), payload, seconds)
+            await self.bus.request(self.address, subjects.hello(self.bus.cluster, self.address), payload, seconds)
         )
 
     async def open(self, seconds: float = 60.0) -> Welcome:
@@ -202,7 +207,7 @@ class BusAgent:
 
     async def beat(self, seconds: float = 5.0) -> None:
         """Raises NoListenerError if the gateway is gone."""
-        await self.bus.request(self.agent_id, self.up(Up.BEAT), b"", seconds)
+        await self.bus.request(self.address, self.up(Up.BEAT), b"", seconds)
 
     async def bye(self) -> None:
         await self.bus.link.publish(self.up(Up.BYE))
@@ -233,9 +238,9 @@ class BusAgents:
         await agent.open()
         return agent
 
-    async def request(self, agent_id: str, subject: str, payload: bytes, seconds: float) -> bytes:
+    async def request(self, agent: Address, subject: str, payload: bytes, seconds: float) -> bytes:
         """A request of an agent, as one with a connection of its own makes it: with its own inbox."""
-        link = await bus_link.connect([self.url], name=agent_id, inbox=subjects.inbox(agent_id))
+        link = await bus_link.connect([self.url], name=agent.agent_id, inbox=subjects.inbox(agent))
         try:
             return await link.request(subject, payload, seconds)
         finally:
@@ -247,8 +252,8 @@ class BusAgents:
             subject = subjects.read_down(received.subject)
         except ValueError:
             return  # an answer to a request
-        for agent in self._by_id.get(subject.agent_id, ()):
-            if agent.welcome is None or agent.welcome.session != subject.session:
+        for agent in self._by_id.get(subject.agent.agent_id, ()):
+            if agent.welcome is None or (agent.address, agent.welcome.session) != (subject.agent, subject.session):
                 continue
             if subject.kind is Down.PING and agent.answers_pings:
                 await self.link.publish(agent.up(Up.BEAT))
@@ -268,7 +273,7 @@ async def bus_agents(url: str, cluster: str) -> AsyncIterator[BusAgents]:
     link = await bus_link.connect([url], name="agents", inbox="za.v1.dn.test.r")
     agents = BusAgents(link, cluster, url)
     try:
-        await link.subscribe("za.v1.dn.*.*.*", agents.receive)  # without answers to requests
+        await link.subscribe("za.v1.dn.*.*.*.*", agents.receive)  # without answers to requests
         await link.subscribe(subjects.all_agents(cluster), agents.receive_beacon)
         await link.flush()
         yield agents

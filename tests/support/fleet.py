@@ -16,6 +16,7 @@ from nats_server import NatsServer, running
 
 from zeek_agent.bus import link, subjects
 from zeek_agent.bus.link import Link
+from zeek_agent.bus.subjects import ROAMING, Address
 from zeek_agent.fleet import administration, directory, enrolling, issuing, jwt, nkey, roles, tokens  # noqa: F401
 from zeek_agent.fleet.directory import Place, Site
 from zeek_agent.fleet.enrolled import Enrolled
@@ -26,9 +27,11 @@ from zeek_agent.fleet.service import Service
 HOST = "127.0.0.1"
 
 
-def make(place: Path, *, sites: tuple[str, ...] = (), clusters: tuple[str, ...] = ("*",)) -> Place:
+def make(
+    place: Path, *, sites: tuple[str, ...] = (), clusters: tuple[str, ...] = ("*",), roaming: tuple[str, ...] = ()
+) -> Place:
     """A fleet of one hub, with sites, and the gateway gw1 of the cluster zeek."""
-    declared = [Site(name, (HOST,), clusters) for name in sites]
+    declared = [Site(name, (HOST,), clusters, name in roaming) for name in sites]
     administration.initialize(place, "tests", hubs=(HOST,), sites=declared, gateways={"gw1": "zeek"}, now=time.time())
     return Place(place)
 
@@ -61,8 +64,11 @@ class Servers:
             [url or self.hub_url], name="test", inbox=inbox, credentials=credentials, tls=self.context()
         )
 
-    async def agent(self, agent_id: str, url: str | None = None) -> Link:
-        return await self.connect(self.credentials(roles.AGENT, agent_id), subjects.inbox(agent_id), url)
+    async def agent(self, agent: Address | str, url: str | None = None) -> Link:
+        """A connection of an agent; one without a site is roaming."""
+        agent = Address(ROAMING, agent) if isinstance(agent, str) else agent
+        credentials = self.credentials(roles.AGENT, agent.agent_id, site=agent.site)
+        return await self.connect(credentials, subjects.inbox(agent), url)
 
     async def gateway(self, url: str | None = None) -> Link:
         text = directory.read_text(self.place.directory / "gateways" / "gw1" / "gateway.creds")
@@ -77,12 +83,15 @@ class Servers:
         signer: Key | None = None,
         expires_in: float | None = 3600,
         tags: tuple[str, ...] = (),
+        site: str = ROAMING,
+        issued_ago: float = 0,
     ) -> str:
-        """Credentials of any user, also of one that nothing of the fleet would sign."""
+        """Credentials of any user, also of one that nothing of the fleet would sign; an empty site is none."""
         key = key or Key.generate(nkey.USER)
         signer = signer or self.place.key(f"role-{role}")
-        now = time.time()
-        expires = None if expires_in is None else now + expires_in
+        now = time.time() - issued_ago
+        expires = None if expires_in is None else time.time() + expires_in
+        tags = (*tags, f"site:{site}") if site else tags
         account = self.place.fleet().account
         name = subjects.token(name)
         return jwt.credentials(
@@ -141,9 +150,16 @@ async def enrolment(found: Servers, *, https: bool = False) -> AsyncIterator[Ser
         yield service
 
 
-def token(place: Place, *, uses: int = 1, groups: tuple[str, ...] = (), lifetime_seconds: float = 3600) -> str:
+def token(
+    place: Place,
+    *,
+    uses: int = 1,
+    groups: tuple[str, ...] = (),
+    site: str = ROAMING,
+    lifetime_seconds: float = 3600,
+) -> str:
     return administration.make_token(
-        place, uses=uses, groups=groups, lifetime_seconds=lifetime_seconds, now=time.time()
+        place, uses=uses, groups=groups, site=site, lifetime_seconds=lifetime_seconds, now=time.time()
     )
 
 

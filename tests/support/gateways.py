@@ -18,11 +18,18 @@ ZEEK = ZeekSettings(reconnect_min=0.05, reconnect_max=0.2, ping_interval=1.0)
 
 @asynccontextmanager
 async def gateway(
-    nats_url: str, zeek_url: str, name: str = "gw1", *, ready: bool = True, seconds: float = 30.0, **settings: Any
+    nats_url: str,
+    zeek_url: str,
+    name: str = "gw1",
+    *,
+    cluster: str = CLUSTER,
+    ready: bool = True,
+    seconds: float = 30.0,
+    **settings: Any,
 ) -> AsyncIterator[Gateway]:
     """A gateway that has Zeek, unless it is not to be waited for."""
     one = Gateway(
-        GatewaySettings(servers=(nats_url,), cluster=CLUSTER, name=name, zeek=zeek_url, **settings),
+        GatewaySettings(servers=(nats_url,), cluster=cluster, name=name, zeek=zeek_url, **settings),
         ZEEK,
         hostname="test",
     )

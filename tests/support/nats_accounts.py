@@ -12,6 +12,7 @@ from typing import Any
 import nkeys
 
 from zeek_agent.bus import subjects
+from zeek_agent.bus.subjects import ROAMING, Address
 
 
 def _pair(prefix: int) -> tuple[bytes, Any, str]:
@@ -51,17 +52,18 @@ class Accounts:
             f"resolver: MEMORY\nresolver_preload: {{ {account_id}: {account} }}"
         )
 
-    def agent(self, agent_id: str, *, name: str | None = None, **times: int) -> str:
-        """Credentials of an agent; `times` are claims such as `exp`."""
-        token = subjects.token(agent_id)
-        publish = [f"za.v1.up.*.{token}.>", f"za.v1.hello.*.{token}", subjects.who(token)]
-        receive = [f"za.v1.dn.{token}.>", "za.v1.all.*"]
-        permissions = {"pub": {"allow": publish}, "sub": {"allow": receive}}
-        return self._user(token if name is None else name, permissions, times)
+    def agent(self, agent_id: str, *, name: str | None = None, site: str = "", groups: int = 0, **times: int) -> str:
+        """Credentials of an agent, without a site of a roaming one; `times` are claims such as `exp`."""
+        address = Address(site or ROAMING, agent_id)
+        publish = [f"za.v1.up.*.{address.tokens}.>", subjects.hello("*", address), subjects.who(address)]
+        receive = [subjects.all_down(address), "za.v1.all.*"]
+        tags = [f"site:{site}"] * bool(site) + [f"group:{number:060}" for number in range(groups)]
+        permissions = {"pub": {"allow": publish}, "sub": {"allow": receive}, "tags": tags}
+        return self._user(subjects.token(agent_id) if name is None else name, permissions, times)
 
     def anybody(self, name: str = "gateway") -> str:
-        """Credentials of a user who may do everything."""
-        return self._user(name, {}, {})
+        """Credentials of a user who may do everything, and who as a gateway trusts the account's agents."""
+        return self._user(name, {"tags": [f"agents:{self._account[2]}"]}, {})
 
     def _user(self, name: str, permissions: dict[str, Any], times: dict[str, int]) -> str:
         seed, _, user_id = _pair(nkeys.PREFIX_BYTE_USER)

@@ -26,7 +26,7 @@ from zeek_server import CLUSTER_ACK, Client
 from zeek_agent.bus import link, messages, subjects
 from zeek_agent.bus.link import Link, Received
 from zeek_agent.bus.messages import Ack, Again, Beacon, Grant, Hello, Message, Refusal, Want, Welcome
-from zeek_agent.bus.subjects import Down, Up, UpSubject
+from zeek_agent.bus.subjects import ROAMING, Address, Down, Up, UpSubject
 from zeek_agent.zeek import protocol
 
 WAIT = 30.0
@@ -49,6 +49,7 @@ class BusClient(Client):
     """One agent's session, seen from its gateway."""
 
     gateway: Any = None
+    address: Address = field(default_factory=lambda: Address(ROAMING, ""))
     greeting: Hello | None = None
     session: str = ""
     batches: list[tuple[int, bytes]] = field(default_factory=list)
@@ -67,7 +68,7 @@ class BusClient(Client):
     async def publish(self, kind: Down, payload: bytes | Message = b"", session: str | None = None) -> None:
         """Any payload, to this session or another."""
         raw = payload if isinstance(payload, bytes) else messages.encode(payload)
-        await self.gateway.link.publish(subjects.down(self.agent_id, session or self.session, kind), raw)
+        await self.gateway.link.publish(subjects.down(self.address, session or self.session, kind), raw)
 
     async def ack(self, number: int, *, grant: bool = False) -> None:
         while self.unacknowledged and self.unacknowledged[0] <= number:
@@ -189,7 +190,7 @@ class ScriptedGateway:
         await self.link.publish(message.reply, messages.encode(Beacon(self.name, cluster=self.cluster)))
 
     async def _hello(self, message: Received) -> None:
-        cluster, agent_id = subjects.read_hello(message.subject)
+        cluster, address = subjects.read_hello(message.subject)
         assert cluster == self.cluster
         hello = messages.read(message.payload, Hello)
         self.greetings.append(hello)
@@ -198,8 +199,8 @@ class ScriptedGateway:
         if self.refusal is not None:
             await self.link.publish(message.reply, messages.encode(self.refusal))
             return
-        topics = [protocol.host_topic(agent_id)]
-        client = BusClient(None, topics, gateway=self, greeting=hello, session=f"s{next(_sessions)}")  # type: ignore[arg-type]
+        topics = [protocol.host_topic(address.agent_id)]
+        client = BusClient(None, topics, gateway=self, address=address, greeting=hello, session=f"s{next(_sessions)}")  # type: ignore[arg-type]
         client.websocket = _Frames(client.publish)  # type: ignore[assignment]
         self.sessions[client.session] = client
         self.prepare(client)

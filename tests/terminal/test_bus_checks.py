@@ -62,7 +62,16 @@ async def test_an_open_server_is_warned_of_and_gateways_are_listed(tmp_path: Pat
     assert verdicts(found, "bus") == ["ok", "fail"]
     assert verdicts(found, "bus TLS") == ["warn"]
     assert texts["bus permissions"] == "this agent may speak and listen for any other"
-    assert texts["gateways"] == "main by gw7"
+    assert texts["gateways"] == f"main by gw7 through {server.url}"
+
+
+async def test_a_server_of_another_site_is_the_reason_why_no_gateway_answers(tmp_path: Path) -> None:
+    with nats_server(tmp_path / "leaf-ber") as server:
+        (found,) = [one for one in await asyncio.to_thread(examine, tmp_path, server.url) if one.name == "gateways"]
+    assert found.verdict == "warn"
+    assert found.found.endswith(", a server of site ber; this agent is of site roaming")
+    assert found.advice is not None
+    assert "name a server of the agent's own site or a hub" in found.advice
 
 
 @pytest.mark.parametrize(

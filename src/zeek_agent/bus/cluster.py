@@ -30,6 +30,7 @@ from zeek_agent.zeek.lasting_connection import ConnectionState, ConnectionStatus
 from zeek_agent.zeek.session import Session
 
 if TYPE_CHECKING:
+    from zeek_agent.bus.credentials import User
     from zeek_agent.bus.link import Link
     from zeek_agent.bus.subjects import Down
     from zeek_agent.config import ZeekSettings
@@ -45,6 +46,8 @@ BATCH_BYTES_MAX: Final = 256 * 1024
 """Rows in one batch: as a JSON text within JSON they may take twice as much, which still fits."""
 ZEEK_AWAY: Final = "the gateway has lost Zeek"
 NO_GATEWAY: Final = "no gateway listens"
+UNHEARD_BEACONS: Final = 2
+"""Beacons after which a hello had no listener: the server passes on the one, but not the other."""
 NO_GATEWAY_SECONDS: Final = 5.0
 """First pause then, which doubles: the network between may be cut for a moment only."""
 EARLY_MESSAGES_MAX: Final = 1_000
@@ -93,6 +96,8 @@ class Cluster:
         self._early: deque[tuple[str, Down, bytes]] | None = None
         self._invited = asyncio.Event()
         self._spread = 0.0
+        self._has_heard = False
+        """Whether there was a beacon since the last hello."""
         self._state = ConnectionState.CONNECTING
         self._since = surroundings.clock()
         self._sent_bytes = 0
@@ -103,6 +108,7 @@ class Cluster:
     def invite(self, beacon: Beacon) -> None:
         """A gateway of the cluster is there."""
         session = self.session
+        self._has_heard = True
         if session is not None and session.welcome.gateway == beacon.gone:
             session.gateway_is_gone(beacon.spread)
         elif session is not None and session.welcome.gateway == beacon.gateway:
@@ -121,21 +127,28 @@ class Cluster:
         early.append((session, kind, payload))
         return True
 
-    async def run(self, link: Link, *, is_named: bool) -> None:
-        """Have sessions over a connection until cancelled; `is_named` if the configuration has the cluster's name."""
+    async def run(self, link: Link, user: User, not_passed: Callable[[str], None], *, is_named: bool) -> None:
+        """Have sessions over a connection until cancelled; `is_named` if the configuration has the cluster's name.
+
+        `not_passed` is called with that name if the server passes on the cluster's beacons, but not the agent's hellos.
+        """
         try:
-            await self._have_sessions(link, is_named=is_named)
+            await self._have_sessions(link, user, not_passed, is_named=is_named)
         finally:
             self._enter(ConnectionState.WAITING)
 
-    async def _have_sessions(self, link: Link, *, is_named: bool) -> None:
+    async def _have_sessions(
+        self, link: Link, user: User, not_passed: Callable[[str], None], *, is_named: bool
+    ) -> None:
         self._enter(ConnectionState.CONNECTING)
-        failures, uninvited = 0, 0.0 if is_named else self._its.times.uninvited
+        failures, uninvited, unheard = 0, 0.0 if is_named else self._its.times.uninvited, 0
         while True:
             await self._until_invited(uninvited)
             began = self._its.monotonic()
+            has_heard, self._has_heard = self._has_heard, False
+            unheard_before, unheard = unheard, 0
             try:
-                await self._have_session(link)
+                await self._have_session(link, user)
             except SessionOverError as error:
                 self._note_failure(error)
                 uninvited = random.uniform(0, error.seconds)
@@ -144,6 +157,9 @@ class Cluster:
                 uninvited = error.seconds
             except NoListenerError:
                 self._note_failure(ConnectionError(NO_GATEWAY))
+                unheard = unheard_before + has_heard
+                if has_heard and unheard >= UNHEARD_BEACONS:
+                    not_passed(self.name)
                 longest = min(self._its.times.uninvited, NO_GATEWAY_SECONDS * 2.0 ** min(failures, 10))
                 uninvited = longest * random.uniform(0.5, 1)
             except (ConnectionError, TimeoutError, ZeekAgentError, ProtocolError) as error:
@@ -197,19 +213,19 @@ class Cluster:
             await asyncio.sleep(self._spread * turn(self._its.identity.agent))
             self._invited.clear()
 
-    async def _have_session(self, link: Link) -> None:
+    async def _have_session(self, link: Link, user: User) -> None:
         """Say hello, and have the session to which a gateway answers, until its end. Raises the cause."""
         its = self._its
         self._early = deque()
         try:
-            welcome = await self._say_hello(link)
+            welcome = await self._say_hello(link, user)
             early = self._early
         finally:
             self._early = None
         session = self.session = BusSession(
             link,
             welcome,
-            its.identity.agent,
+            user.address,
             title=f"gateway {welcome.gateway} of cluster {self.name}",
             traffic=self.traffic,
             frame_bytes_max=its.settings.message_bytes_max,
@@ -233,12 +249,12 @@ class Cluster:
             self.session = None
             self._sent_bytes += session.sent_bytes
 
-    async def _say_hello(self, link: Link) -> Welcome:
+    async def _say_hello(self, link: Link, user: User) -> Welcome:
         its = self._its
         self._enter(ConnectionState.CONNECTING)
         groups = (*its.settings.groups, its.platform)
-        hello = Hello(its.identity.instance, __version__, tuple(filter(None, groups)))
-        subject = subjects.hello(self.name, its.identity.agent)
+        hello = Hello(its.identity.instance, __version__, tuple(filter(None, groups)), token=user.token)
+        subject = subjects.hello(self.name, user.address)
         try:
             answer = messages.read_welcome(await link.request(subject, messages.encode(hello), its.times.hello))
         except TimeoutError:

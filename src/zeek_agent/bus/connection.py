@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Final
 
 from zeek_agent.bus import credentials, link, messages, subjects
@@ -30,7 +30,7 @@ from zeek_agent.zeek.lasting_connection import ConnectionState, ConnectionStatus
 from zeek_agent.zeek.session import first_to_end
 
 if TYPE_CHECKING:
-    from zeek_agent.bus.credentials import BusFiles
+    from zeek_agent.bus.credentials import BusFiles, User
     from zeek_agent.bus.link import Link, Received
     from zeek_agent.config import BusSettings, ZeekSettings
     from zeek_agent.database.database import SqlDatabase
@@ -41,6 +41,13 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _DOWN: Final = {kind.value: kind for kind in Down}
+AVOIDED_SECONDS: Final = 600.0
+"""A server that does not pass on the agent's hellos is the last to be tried for this time."""
+NOT_PASSED: Final = (
+    "{server} does not pass on hellos of agents of site {site}, though gateways of cluster {cluster} are heard there: "
+    "connect the agent to the server of its own site or to a hub, or let that server pass its site, too (`zeek-agent "
+    "fleet site`)"
+)
 CLUSTERS_MAX: Final = 16
 """Clusters with which an agent has sessions."""
 PAYLOAD_BYTES_MIN: Final = 64 * 1024
@@ -69,6 +76,7 @@ class BusConnection(LastingConnection):
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         require_packages(target)
+        subjects.token(identity.agent)
         super().__init__(target, settings, log, clock, monotonic)
         self._bus = bus
         self._files = files
@@ -79,13 +87,16 @@ class BusConnection(LastingConnection):
         self._surroundings = Surroundings(
             identity, settings, frozenset(topics), database, runner, self._times, set(), clock, monotonic, group
         )
-        self._who_replies = subjects.who_replies(identity.agent)
-        self._down_prefix = subjects.sessions_down(identity.agent).removesuffix("*.*")
+        self._who_replies = self._down_prefix = ""
+        """Of the present connection; credentials that are renewed may be those of another site."""
         self._clusters: dict[str, Cluster] = {name: Cluster(name, self._surroundings) for name in bus.clusters}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._failed: asyncio.Future[None] | None = None
         self._link: Link | None = None
+        self._user: User | None = None
         self._problems: Counter[str] = Counter()
+        self._avoided: dict[str, float] = {}
+        """Servers, and until when they are."""
         if target.is_tls and files.tls.insecure:
             log.warning("%s: bus.tls.insecure is set, the servers' certificates are not verified", target)
 
@@ -135,25 +146,29 @@ class BusConnection(LastingConnection):
 
     async def _connect_and_work(self) -> None:
         self._enter(ConnectionState.CONNECTING)
-        connected = await open_link(
-            self.destination, self._files, self._agent_id, f"zeek-agent {self._agent_id}", self._report
-        )
+        user = credentials.user(self._files, self._agent_id)
+        self._who_replies = subjects.who_replies(user.address)
+        self._down_prefix = subjects.sessions_down(user.address).removesuffix("*.*")
+        name = f"zeek-agent {self._agent_id}"
+        now = self._monotonic()
+        self._avoided = {server: until for server, until in self._avoided.items() if until > now}
+        connected = await open_link(self.destination, self._files, user, name, self._report, avoided=self._avoided)
         try:
             if connected.payload_bytes_max < PAYLOAD_BYTES_MIN:
                 raise ConnectionError(
                     f"{connected.server} accepts messages of {connected.payload_bytes_max:,} bytes only: raise its "
                     f"max_payload to {PAYLOAD_BYTES_MIN:,} or more, the default is 1 MB"
                 )
-            self._link = connected
+            self._link, self._user = connected, user
             self._failed = asyncio.get_running_loop().create_future()
             log.info("connected to the bus at %s, NATS %s", connected.server, connected.server_version)
-            await connected.subscribe(subjects.sessions_down(self._agent_id), self._receive)
+            await connected.subscribe(subjects.sessions_down(user.address), self._receive)
             await connected.subscribe(subjects.all_agents(), self._receive_beacon)
             await connected.flush()
             self._logged_error = None
             for name in self._clusters:
                 self._have_sessions(name)
-            await connected.publish(subjects.who(subjects.token(self._agent_id)), reply=self._who_replies)
+            await connected.publish(subjects.who(user.address), reply=self._who_replies)
             await first_to_end(connected.ended(), self._check_server(connected), _result(self._failed))
         finally:
             self._link = None
@@ -218,11 +233,26 @@ class BusConnection(LastingConnection):
 
     def _have_sessions(self, name: str) -> None:
         """Run a cluster's sessions over the present connection."""
-        if name in self._tasks or self._link is None:
+        if name in self._tasks or self._link is None or self._user is None:
             return
-        work = self._clusters[name].run(self._link, is_named=name in self._bus.clusters)
+        work = self._clusters[name].run(self._link, self._user, self._not_passed, is_named=name in self._bus.clusters)
         task = self._tasks[name] = asyncio.create_task(work, name=f"cluster {name} on the bus")
         task.add_done_callback(self._sessions_ended)
+
+    def _not_passed(self, cluster: str) -> None:
+        """The server passes on a cluster's beacons, but not the agent's hellos. Use another server, if there is one."""
+        link, user = self._link, self._user
+        if link is None or user is None:
+            return
+        server = f"{link.server} ({link.server_name})" if link.server_name else link.server
+        text = NOT_PASSED.format(server=server, site=user.address.site, cluster=cluster)
+        has_session = any(one.session is not None for one in self._clusters.values())
+        if has_session or len(self.destination.servers) == 1 or self._failed is None or self._failed.done():
+            self._log_problem("site", text)
+            self._last_error = text
+            return
+        self._avoided[link.url] = self._monotonic() + AVOIDED_SECONDS
+        self._failed.set_exception(ConnectionError(text))
 
     def _sessions_ended(self, task: asyncio.Task[None]) -> None:
         """Pass on an error that a cluster's sessions do not handle."""
@@ -259,20 +289,26 @@ def require_packages(target: Destination) -> None:
 async def open_link(
     target: Destination,
     files: BusFiles,
-    agent_id: str,
+    user: User,
     name: str,
     on_problem: Callable[[str], None] = lambda _: None,
+    *,
+    avoided: Collection[str] = (),
 ) -> Link:
-    """A connection to one of the servers. Raises ConnectionError and UsageError."""
+    """A connection to one of the servers, as a user of these files; those that are `avoided` are tried last.
+
+    Raises ConnectionError and UsageError.
+    """
     context = tls.client_context(files.tls, "bus.tls") if target.is_tls or files.has_tls else None
     return await link.connect(
         target.servers,
         name=name,
-        inbox=subjects.inbox(agent_id),
-        credentials=None if files.credentials is None else credentials.read(files.credentials),
+        inbox=subjects.inbox(user.address),
+        credentials=user.credentials,
         tls=context,
         tls_hostname=files.tls.server_name,
         on_problem=on_problem,
+        avoided=avoided,
     )
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import msgspec
 from msgspec import Meta, Struct, structs
 
+from zeek_agent.bus import subjects
+from zeek_agent.bus.messages import TOKEN_CHARACTERS_MAX
+from zeek_agent.bus.subjects import Address
 from zeek_agent.errors import UsageError
+from zeek_agent.text import clipped
 
 if TYPE_CHECKING:
     from zeek_agent.config import BusSettings, BusTlsSettings
@@ -24,16 +29,39 @@ CERTIFICATE: Final = "client.pem"
 KEY: Final = "client.key"
 CREDENTIALS_BYTES_MAX: Final = 64 * 1024
 """A user's JWT has about 1 KB."""
+SITE_TAG: Final = "site:"
+"""Begins the tag of a user's JWT that names the site."""
 _BEGIN: Final = "-----BEGIN NATS USER JWT-----"
+
+
+class _NatsClaims(Struct, frozen=True):
+    tags: tuple[Annotated[str, Meta(max_length=1024)], ...] = ()
 
 
 class Claims(Struct, frozen=True):
     """Of a user's JWT: name, and the times in seconds since the epoch when it was issued and when it ends; 0: never."""
 
     name: Annotated[str, Meta(max_length=1024)] = ""
+    nats: _NatsClaims = _NatsClaims()
     issued: int = msgspec.field(default=0, name="iat")
     valid_from: int = msgspec.field(default=0, name="nbf")
     expires: int = msgspec.field(default=0, name="exp")
+
+    @property
+    def site(self) -> str:
+        """The user's site. Raises UsageError for several, or one that is not a name."""
+        sites = sites_of(self.nats.tags) or (subjects.ROAMING,)
+        if len(sites) > 1 or not subjects.is_name(sites[0]):
+            raise UsageError(f"the JWT in the credentials does not name one site: {clipped(', '.join(sites))}")
+        return sites[0]
+
+
+class User(NamedTuple):
+    """Who the agent is on the bus. `credentials` is the text of its file and `token` the JWT there, if it has any."""
+
+    address: Address
+    credentials: str | None = None
+    token: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +106,33 @@ def read(file: Path) -> str:
     return text
 
 
+def user(files: BusFiles, agent_id: str) -> User:
+    """The agent as its credentials describe it. Raises UsageError if they cannot be used."""
+    if files.credentials is None:
+        return User(Address(subjects.ROAMING, agent_id))
+    text = read(files.credentials)
+    jwt = token(text)
+    if len(jwt) > TOKEN_CHARACTERS_MAX:
+        raise UsageError(
+            f"the JWT in {files.credentials} has {len(jwt):,} characters, {TOKEN_CHARACTERS_MAX:,} at most"
+        )
+    return User(Address(claims(text).site, agent_id), text, jwt)
+
+
+def sites_of(tags: Sequence[str]) -> tuple[str, ...]:
+    """The sites in the tags of a user's JWT."""
+    return tuple(tag.removeprefix(SITE_TAG) for tag in tags if tag.startswith(SITE_TAG))
+
+
+def token(credentials: str) -> str:
+    """The user's JWT."""
+    return credentials.partition(_BEGIN)[2].partition("-----")[0].strip().strip("-").strip()
+
+
 def claims(credentials: str) -> Claims:
     """What the user's JWT says, not verified: the server does that. Raises UsageError."""
-    jwt = credentials.partition(_BEGIN)[2].partition("-----")[0].strip().strip("-").strip()
     try:
-        payload = jwt.split(".")[1]
+        payload = token(credentials).split(".")[1]
         decoded = base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
         return msgspec.json.decode(decoded, type=Claims)
     except (IndexError, ValueError, binascii.Error, msgspec.DecodeError) as error:

@@ -18,7 +18,7 @@ from zeek_agent.text import clipped
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from nats.aio.client import Client
     from nats.aio.msg import Msg
@@ -57,8 +57,10 @@ Handler = Callable[[Received], Awaitable[None]]
 class Link:
     """An open connection. All methods raise ConnectionError once it has ended."""
 
-    def __init__(self, client: Client, ended: asyncio.Future[None]) -> None:
+    def __init__(self, client: Client, url: str, ended: asyncio.Future[None]) -> None:
         self._client = client
+        self.url = url
+        """The server's URL, as `connect` was given it."""
         self._ended = ended
         self.dropped = 0
         """Received messages that the library dropped, because their handler was too slow."""
@@ -72,6 +74,12 @@ class Link:
         """The server's address, as `host:port`."""
         url = self._client.connected_url
         return url.netloc if url is not None else ""
+
+    @property
+    def server_name(self) -> str:
+        """The server's own name; `zeek-agent fleet init` calls that of a site `leaf-SITE`."""
+        info = self._client._server_info  # noqa: SLF001 - the library does not offer it
+        return str(info.get("server_name", ""))
 
     @property
     def server_version(self) -> str:
@@ -141,15 +149,17 @@ async def connect(
     tls: ssl.SSLContext | None = None,
     tls_hostname: str | None = None,
     on_problem: Callable[[str], None] = lambda _: None,
+    avoided: Collection[str] = (),
 ) -> Link:
     """Connect to the first of the servers (`nats://host:port`, `tls://…`) that answers, in random order.
 
+    Those that are `avoided` are tried last.
     `inbox` is the prefix of the subjects at which answers arrive, `credentials` the text of a .creds file: a user's JWT
     and seed. A server of which a `tls://` URL demands TLS gets nothing without. `on_problem` is called with what the
     server reports later, such as a permission that is missing. Raises ConnectionError with the last server's fault.
     """
     fault = ConnectionError("no servers are configured")
-    for server in random.sample(servers, len(servers)):
+    for server in sorted(random.sample(servers, len(servers)), key=lambda server: server in avoided):
         try:
             async with asyncio.timeout(2 * CONNECT_SECONDS):
                 return await _connect(server, name, inbox, credentials, tls, tls_hostname, on_problem)
@@ -184,7 +194,7 @@ async def _connect(  # noqa: PLR0917 - those of `connect`
     logging.getLogger("asyncio").addFilter(_is_not_about_eof)  # the same filter is added once
     client = TlsClient() if server.startswith("tls:") else Client()
     ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    link = Link(client, ended)
+    link = Link(client, server, ended)
     causes: deque[str] = deque(maxlen=1)
 
     async def on_error(error: Exception) -> None:

@@ -25,6 +25,8 @@ BATCH_BYTES_MAX: Final = 768 * 1024
 """Longest batch: below the 1 MiB that servers accept by default."""
 CONTROL_BYTES_MAX: Final = 16 * 1024
 """Longest payload other than frames."""
+TOKEN_CHARACTERS_MAX: Final = 8 * 1024
+"""Longest JWT of an agent. Without groups it has about 800 characters."""
 GRANT_SECONDS: Final = 10.0
 """A grant that is not used within this time lapses."""
 BEAT_SECONDS: Final = 30.0
@@ -75,12 +77,17 @@ class Beacon(Message, frozen=True):
 
 
 class Hello(Message, frozen=True):
-    """An agent asks for a session. `instance` is new at each start of the agent; `protocol` its newest version."""
+    """An agent asks for a session. `instance` is new at each start of the agent; `protocol` its newest version.
+
+    `token` is the JWT of its credentials, which is not a secret: with it the gateway knows the site and the key to
+    which the id belongs. Empty without credentials.
+    """
 
     instance: _Text
     version: _Text
     groups: Annotated[tuple[_Text, ...], Meta(max_length=100)] = ()
     protocol: _Natural = PROTOCOL
+    token: Annotated[str, Meta(max_length=TOKEN_CHARACTERS_MAX)] = ""
 
 
 class Welcome(Message, frozen=True):
@@ -157,20 +164,28 @@ class PeerBeat(Message, frozen=True):
 
 
 class Claim(Message, frozen=True):
-    """A gateway is about to welcome this instance of an agent."""
+    """A gateway is about to welcome this instance of an agent, whose token is for this site and key.
+
+    `issued` is when the token was signed, in seconds since the epoch; without tokens 0.
+    """
 
     gateway: _Text
     instance: _Text
+    site: _Text = subjects.ROAMING
+    key: _Text = ""
+    issued: int = 0
 
 
 class ClaimAnswer(Message, frozen=True):
     """A gateway's answer: `held` if another instance of the agent has a session with it and has just shown itself.
 
+    Also if that has a newer token for another site or key, which is then `newer`.
     A session of the same instance ends without a message, since it has been replaced.
     """
 
     gateway: _Text
     held: bool = False
+    newer: bool = False
 
 
 M = TypeVar("M", bound=Message)

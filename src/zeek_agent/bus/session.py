@@ -15,7 +15,7 @@ from zeek_agent.bus.link import NoListenerError
 from zeek_agent.bus.messages import Ack, Again, BadMessageError, Grant, Want, Welcome
 from zeek_agent.bus.oversized import Refit
 from zeek_agent.bus.sender import BusSender
-from zeek_agent.bus.subjects import Down, Up
+from zeek_agent.bus.subjects import Address, Down, Up
 from zeek_agent.zeek.connection_errors import UnusableError
 from zeek_agent.zeek.session import first_to_end
 
@@ -121,7 +121,7 @@ class BusSession:
         self,
         link: Link,
         welcome: Welcome,
-        agent_id: str,
+        address: Address,
         *,
         title: str,
         traffic: Traffic,
@@ -143,8 +143,8 @@ class BusSession:
         self._times = times
         self._clock = clock
         self._monotonic = monotonic
-        self._up_prefix = subjects.up(welcome.gateway, agent_id, welcome.session, Up.BEAT).removesuffix(Up.BEAT)
-        self._nobody = subjects.down(agent_id, welcome.session, Down.NOBODY)
+        self._up_prefix = subjects.up(welcome.gateway, address, welcome.session, Up.BEAT).removesuffix(Up.BEAT)
+        self._nobody = subjects.down(address, welcome.session, Down.NOBODY)
         self._refit = Refit(traffic, link.payload_bytes_max, clock)
         self._ended_bytes = 0
         self._transport = self._opened_transport(welcome)

@@ -1,19 +1,27 @@
 """Subjects of the bus: who may publish what is decided by them alone, so every subject names its sender or recipient.
 
-An agent's credentials permit it to publish and to receive only where its own id stands. Ids, gateway names and session
-names are single tokens. The bus carries messages of version 1 of the Zeek Agent's API unchanged (`zeek/protocol.py`).
+An agent's credentials permit it to publish and to receive only where its own site and id stand, those of a site's leaf
+only where that site stands. Sites, ids, gateway names and session names are single tokens. The bus carries messages of
+version 1 of the Zeek Agent's API unchanged (`zeek/protocol.py`).
 
 | Subject | From, to | Payload |
 |---|---|---|
 | `za.v1.all.CLUSTER` | gateways to all agents | `Beacon` |
-| `za.v1.who.NAME` | agent or operator to all gateways that have Zeek, request | none; `Beacon`s reply |
-| `za.v1.hello.CLUSTER.ID` | agent to one of the gateways, request | `Hello`; the reply is `Welcome` or `Refusal` |
-| `za.v1.up.GATEWAY.ID.SESSION.KIND…` | agent to its gateway | by `Up` |
-| `za.v1.dn.ID.SESSION.KIND` | gateway to agent | by `Down` |
-| `za.v1.dn.ID.r.…` | replies to an agent's requests | |
-| `za.v1.op.NAME.…`, `za.v1.boot.KEY.…` | replies to an operator, and to the holder of an enrolment token | |
+| `za.v1.who.SITE.ID` | agent to all gateways that have Zeek, request | none; `Beacon`s reply |
+| `za.v1.who.NAME` | the same of an operator | |
+| `za.v1.hello.CLUSTER.SITE.ID` | agent to one of the gateways, request | `Hello`; the reply is `Welcome` or `Refusal` |
+| `za.v1.up.GATEWAY.SITE.ID.SESSION.KIND…` | agent to its gateway | by `Up` |
+| `za.v1.dn.SITE.ID.SESSION.KIND` | gateway to agent | by `Down` |
+| `za.v1.dn.SITE.ID.r.…` | replies to an agent's requests | |
+| `za.v1.boot.SITE.KEY.…` | replies to the holder of an enrolment token | |
+| `za.v1.op.NAME.…` | replies to an operator | |
 | `za.v1.gw.CLUSTER.KIND…` | among a cluster's gateways | by `Peer` |
-| `za.v1.enrol.KEY`, `za.v1.renew.ID` | agent to the enrolment service, requests | |
+| `za.v1.enrol.SITE.KEY`, `za.v1.renew.SITE.ID` | agent to the enrolment service, requests | |
+
+An agent whose credentials name no site, or that has none, is of the site `roaming`.
+
+Subscriptions to what many send end with `>`: servers match a broader subscription with a leaf's permissions, but not if
+its last token is `*` and theirs is, too.
 
 Whoever asks chooses the subject of the reply, which servers do not check, while those who answer may publish to any
 agent. So every request names the asker in its subject, and a reply goes only to that asker's inbox (`is_reply_to`).
@@ -34,6 +42,8 @@ GATEWAYS: Final = "gateways"
 """The queue group in which a cluster's gateways receive hellos."""
 REPLIES: Final = "r"
 """Stands where the session does in the subjects of replies; no session has this name."""
+ROAMING: Final = "roaming"
+"""The site of agents that belong to none, such as laptops."""
 TOKEN_CHARACTERS_MAX: Final = 200
 """Longest token. Zeek's own limits on ids are larger than any id in use."""
 SUBJECT_CHARACTERS_MAX: Final = 1_000
@@ -93,11 +103,23 @@ class Peer(StrEnum):
     """`reply.GATEWAY.…`: answers to that gateway's requests."""
 
 
+class Address(NamedTuple):
+    """Where an agent is on the bus."""
+
+    site: str
+    agent_id: str
+
+    @property
+    def tokens(self) -> str:
+        """Its two tokens in subjects."""
+        return f"{self.site}.{token(self.agent_id)}"
+
+
 class UpSubject(NamedTuple):
     """The parts of a subject from an agent; `number` is that of a batch."""
 
     gateway: str
-    agent_id: str
+    agent: Address
     session: str
     kind: Up
     number: int = 0
@@ -106,7 +128,7 @@ class UpSubject(NamedTuple):
 class DownSubject(NamedTuple):
     """The parts of a subject to an agent."""
 
-    agent_id: str
+    agent: Address
     session: str
     kind: Down
 
@@ -139,7 +161,7 @@ def text(written: str) -> str:
 
 
 def is_name(name: str) -> bool:
-    """Whether a cluster, gateway or session may have this name."""
+    """Whether a site, cluster, gateway or session may have this name."""
     return _NAME.fullmatch(name) is not None
 
 
@@ -153,14 +175,14 @@ def all_agents(cluster: str = "*") -> str:
     return f"{ROOT}.all.{cluster}"
 
 
-def hello(cluster: str, agent_id: str | None = None) -> str:
+def hello(cluster: str, agent: Address | None = None) -> str:
     """Subject of an agent's hello; without an agent, of all hellos to a cluster."""
-    return f"{ROOT}.hello.{cluster}.{'*' if agent_id is None else token(agent_id)}"
+    return f"{ROOT}.hello.{cluster}.{'>' if agent is None else agent.tokens}"
 
 
-def up(gateway: str, agent_id: str, session: str, kind: Up, number: int | None = None) -> str:
+def up(gateway: str, agent: Address, session: str, kind: Up, number: int | None = None) -> str:
     counted = f".{number}" if number is not None else ""
-    return f"{ROOT}.up.{gateway}.{token(agent_id)}.{session}.{kind}{counted}"
+    return f"{ROOT}.up.{gateway}.{agent.tokens}.{session}.{kind}{counted}"
 
 
 def all_up(gateway: str) -> str:
@@ -168,28 +190,28 @@ def all_up(gateway: str) -> str:
     return f"{ROOT}.up.{gateway}.>"
 
 
-def down(agent_id: str, session: str, kind: Down) -> str:
-    return f"{ROOT}.dn.{token(agent_id)}.{session}.{kind}"
+def down(agent: Address, session: str, kind: Down) -> str:
+    return f"{ROOT}.dn.{agent.tokens}.{session}.{kind}"
 
 
-def all_down(agent_id: str) -> str:
+def all_down(agent: Address) -> str:
     """All that is sent to an agent, replies to its requests included."""
-    return f"{ROOT}.dn.{token(agent_id)}.>"
+    return f"{ROOT}.dn.{agent.tokens}.>"
 
 
-def sessions_down(agent_id: str) -> str:
+def sessions_down(agent: Address) -> str:
     """All that is sent to an agent's sessions, and replies to `who`, but not those to its requests."""
-    return f"{ROOT}.dn.{token(agent_id)}.*.*"
+    return f"{ROOT}.dn.{agent.tokens}.*.*"
 
 
-def who_replies(agent_id: str) -> str:
+def who_replies(agent: Address) -> str:
     """Where gateways reply to an agent's `who`."""
-    return f"{inbox(agent_id)}.who"
+    return f"{inbox(agent)}.who"
 
 
-def inbox(agent_id: str) -> str:
+def inbox(agent: Address) -> str:
     """Prefix of the subjects to which an agent's requests are answered."""
-    return f"{ROOT}.dn.{token(agent_id)}.{REPLIES}"
+    return f"{ROOT}.dn.{agent.tokens}.{REPLIES}"
 
 
 def operator_inbox(name: str) -> str:
@@ -197,19 +219,28 @@ def operator_inbox(name: str) -> str:
     return f"{ROOT}.op.{name}"
 
 
-def bootstrap_inbox(key: str) -> str:
-    """Prefix of the subjects to which the holder of an enrolment token, which has that public key, is answered."""
-    return f"{ROOT}.boot.{key}"
+def bootstrap_inbox(site: str, key: str) -> str:
+    """Prefix of the subjects to which the holder of a site's enrolment token with that public key is answered."""
+    return f"{ROOT}.boot.{site}.{key}"
 
 
-def who(name: str = "*") -> str:
-    """Where gateways are asked for by an agent or operator, whose id is a token already; by default all who ask."""
+def who(agent: Address | None = None) -> str:
+    """Where an agent asks for gateways; without an agent, where all agents and operators do."""
+    return f"{ROOT}.who.{'>' if agent is None else agent.tokens}"
+
+
+def operator_who(name: str) -> str:
+    """Where an operator asks for gateways. It has one token less than an agent's."""
     return f"{ROOT}.who.{name}"
 
 
-def enrolment(key: str = "*") -> str:
-    """Where agents enrol with the token of that public key; by default with any."""
-    return f"{ROOT}.enrol.{key}"
+def enrolment(site: str, key: str) -> str:
+    """Where agents enrol with a site's token of that public key."""
+    return f"{ROOT}.enrol.{site}.{key}"
+
+
+def all_enrolments() -> str:
+    return f"{ROOT}.enrol.>"
 
 
 def peers(cluster: str, kind: Peer, agent_id: str | None = None) -> str:
@@ -223,44 +254,53 @@ def peer(cluster: str, kind: Peer, gateway: str) -> str:
     return f"{ROOT}.gw.{cluster}.{kind}.{gateway}"
 
 
-def renewal(agent_id: str | None = None) -> str:
+def renewal(agent: Address | None = None) -> str:
     """Subject of an agent's renewal; without an agent, of all."""
-    return f"{ROOT}.renew.{'*' if agent_id is None else token(agent_id)}"
+    return f"{ROOT}.renew.{'>' if agent is None else agent.tokens}"
 
 
 def read_up(subject: str) -> UpSubject:
     """Raises ValueError for a subject that `up` does not write."""
     match subject.split("."):
-        case ["za", "v1", "up", gateway, agent, session, Up.BATCH, number] if number.isascii() and number.isdigit():
-            return UpSubject(gateway, text(agent), session, Up.BATCH, int(number[:18]))
-        case ["za", "v1", "up", gateway, agent, session, kind] if kind != Up.BATCH:
-            return UpSubject(gateway, text(agent), session, Up(kind))
+        case ["za", "v1", "up", gateway, site, agent, session, Up.BATCH, number] if _is_number(number):
+            return UpSubject(gateway, Address(site, text(agent)), session, Up.BATCH, int(number[:18]))
+        case ["za", "v1", "up", gateway, site, agent, session, kind] if kind != Up.BATCH:
+            return UpSubject(gateway, Address(site, text(agent)), session, Up(kind))
     raise ValueError(f"not a subject of an agent: {subject[:100]!r}")
 
 
 def read_down(subject: str) -> DownSubject:
     """Raises ValueError for a subject that `down` does not write, such as a reply's."""
     match subject.split("."):
-        case ["za", "v1", "dn", agent, session, kind] if session != REPLIES:
-            return DownSubject(text(agent), session, Down(kind))
+        case ["za", "v1", "dn", site, agent, session, kind] if session != REPLIES:
+            return DownSubject(Address(site, text(agent)), session, Down(kind))
     raise ValueError(f"not a subject to an agent: {subject[:100]!r}")
 
 
-def read_hello(subject: str) -> tuple[str, str]:
-    """Cluster and agent id. Raises ValueError for a subject that `hello` does not write."""
+def read_hello(subject: str) -> tuple[str, Address]:
+    """Cluster and agent. Raises ValueError for a subject that `hello` does not write."""
     match subject.split("."):
-        case ["za", "v1", "hello", cluster, agent]:
-            return cluster, text(agent)
+        case ["za", "v1", "hello", cluster, site, agent] if is_name(site):
+            return cluster, Address(site, text(agent))
     raise ValueError(f"not a subject of a hello: {subject[:100]!r}")
 
 
-def read_who(subject: str) -> str:
-    """The token of who asks. Raises ValueError for a subject that `who` does not write."""
+def read_who(subject: str) -> Address | str:
+    """The agent, or the name of the operator, who asks. Raises ValueError for a subject that neither writes."""
     match subject.split("."):
-        case ["za", "v1", "who", name]:
-            text(name)
+        case ["za", "v1", "who", site, agent] if is_name(site):
+            return Address(site, text(agent))
+        case ["za", "v1", "who", name] if is_name(name):
             return name
     raise ValueError(f"not a question for gateways: {subject[:100]!r}")
+
+
+def read_renewal(subject: str) -> Address:
+    """The agent. Raises ValueError for a subject that `renewal` does not write."""
+    match subject.split("."):
+        case ["za", "v1", "renew", site, agent] if is_name(site):
+            return Address(site, text(agent))
+    raise ValueError(f"not a subject of a renewal: {subject[:100]!r}")
 
 
 def read_claim(subject: str) -> str:
@@ -269,3 +309,7 @@ def read_claim(subject: str) -> str:
         case ["za", "v1", "gw", _, Peer.CLAIM, agent]:
             return text(agent)
     raise ValueError(f"not a subject of a claim: {subject[:100]!r}")
+
+
+def _is_number(written: str) -> bool:
+    return written.isascii() and written.isdigit()

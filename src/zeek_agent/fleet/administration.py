@@ -19,11 +19,17 @@ from zeek_agent.fleet.issuing import CREDENTIAL_SECONDS
 from zeek_agent.fleet.nkey import Key
 from zeek_agent.fleet.registry import AgentRow, TokenRow
 from zeek_agent.schema import ZeekType
+from zeek_agent.text import clipped
 
 DAY_SECONDS: Final = 86_400.0
 HOST_SECONDS: Final = 365 * DAY_SECONDS
 """Life of the credentials of gateways and leaves."""
 TOKEN_USES_MAX: Final = 100_000
+HUB: Final = "hub"
+"""The site of agents that connect to hubs only, where they are; no leaf passes it."""
+RESERVED_SITES: Final = (subjects.ROAMING, HUB)
+TAGS_CHARACTERS_MAX: Final = 2_000
+"""Of the groups of an agent, whose JWT it sends with each hello."""
 _ONLINE: Final = (roles.AGENT, roles.BOOTSTRAP)
 """Roles whose signing keys the enrolment service has."""
 _UNITS: Final = {"min": 60.0, "h": 3600.0, "d": DAY_SECONDS}
@@ -49,7 +55,7 @@ def initialize(
     for host in (*hubs, *enrolment, *collector):
         _check_host(host)
     for site in sites:
-        _check_site(site)
+        _check_site(site, [other.name for other in sites])
     for gateway, cluster in gateways.items():
         _check_name(gateway)
         _check_name(cluster)
@@ -101,14 +107,24 @@ def write_hub(place: Place, host: str, now: float) -> None:
     _write_configurations(place)
 
 
-def write_site(place: Place, site: Site, now: float) -> None:
-    """Add a site, or renew its certificate and credentials."""
-    _check_site(site)
+def write_site(place: Place, site: Site, now: float) -> bool:
+    """Add a site, or renew its certificate and credentials.
+
+    Returns whether its earlier credentials were revoked, because they permit what the new ones do not. Servers do not
+    know it yet.
+    """
     fleet = place.fleet()
     others = tuple(other for other in fleet.sites if other.name != site.name)
+    _check_site(site, [other.name for other in others])
+    is_narrower = any(other.name == site.name and not _includes(site, other) for other in fleet.sites)
+    if is_narrower:
+        revoke(place, [f"{roles.LEAF}:{site.name}"], now)
+        fleet = place.fleet()
     directory.write_json(place.directory / "fleet.json", replace(fleet, sites=(*others, site)))
+    _write_settings(place)
     _write_site(place, site, now)
     _write_configurations(place)
+    return is_narrower
 
 
 def write_gateway(place: Place, name: str, clusters: Sequence[str], now: float) -> None:
@@ -116,7 +132,8 @@ def write_gateway(place: Place, name: str, clusters: Sequence[str], now: float) 
     for each in (name, *clusters):
         _check_name(each)
     where = place.directory / "gateways" / name
-    _write_user(place, roles.GATEWAY, name, where / "gateway.creds", now, roles.tags(roles.CLUSTER, clusters))
+    tags = (*roles.tags(roles.CLUSTER, clusters), *roles.tags(roles.AGENTS, [place.fleet().roles[roles.AGENT]]))
+    _write_user(place, roles.GATEWAY, name, where / "gateway.creds", now, tags)
     key = authority.new_key()
     signer = place.authority("agents-ca")
     certificate = signer.client(name, authority.public_key(key), now, now + HOST_SECONDS, GATEWAY_UNIT)
@@ -125,19 +142,48 @@ def write_gateway(place: Place, name: str, clusters: Sequence[str], now: float) 
     directory.write(where / "zeek-agent.toml", configurations.gateway(place.fleet(), name, clusters[0]))
 
 
-def make_token(place: Place, *, uses: int, groups: Sequence[str], lifetime_seconds: float, now: float) -> str:
-    """A new enrolment token; the registry has its public key only."""
-    for group in groups:
-        subjects.token(group)
+def make_token(
+    place: Place, *, uses: int, groups: Sequence[str], site: str, lifetime_seconds: float, now: float
+) -> str:
+    """A new enrolment token for agents of a site; the registry has its public key only."""
+    if len("".join(roles.agent_tags(site, groups))) > TAGS_CHARACTERS_MAX:
+        raise UsageError(f"the names of the groups have more than {TAGS_CHARACTERS_MAX:,} characters on the bus")
     settings = place.settings()
     key = Key.generate(nkey.USER)
     expires = now + lifetime_seconds
     user = jwt.user(
-        "bootstrap", key.public, place.key(f"role-{roles.BOOTSTRAP}"), now, expires=expires, account=settings.account
+        "bootstrap",
+        key.public,
+        place.key(f"role-{roles.BOOTSTRAP}"),
+        now,
+        expires=expires,
+        account=settings.account,
+        tags=roles.tags(roles.SITE, [site]),
     )
     with registry.opened(place.registry) as opened, opened.transaction():
-        opened.add_token(TokenRow(key.public, uses, 0, tuple(dict.fromkeys(groups)), now, expires))
+        opened.add_token(TokenRow(key.public, uses, 0, tuple(dict.fromkeys(groups)), now, expires, site))
     return tokens.write(key, authority.der(directory.read_text(place.enrolment / "ca.pem")), user)
+
+
+def token_site(place: Place, site: str | None, *, is_roaming: bool) -> str:
+    """The site of the agents that a token admits, as the command was given it. Raises UsageError."""
+    sites = place.sites()
+    if site is not None and is_roaming:
+        raise UsageError("an agent has a site or is roaming: give --site or --roaming")
+    if is_roaming or (site is None and not sites):
+        return subjects.ROAMING
+    if site is None:
+        raise UsageError(
+            f"the fleet has sites ({', '.join(sites)}): --site NAME admits agents of one, and --site {HUB} agents that "
+            "connect to hubs only; no other site's server can act for them. --roaming admits agents that move between "
+            "sites, such as laptops"
+        )
+    if site not in (*sites, HUB):
+        raise UsageError(
+            f"no such site: {clipped(site)!r}. Known here: {', '.join((*sites, HUB))}; `zeek-agent fleet site` adds "
+            "one, and writes enrolment/enrolment.json, of which a copy elsewhere has to be renewed"
+        )
+    return site
 
 
 class Revoked(NamedTuple):
@@ -203,6 +249,34 @@ def parse_site(text: str) -> Site:
     return Site(name, tuple(filter(None, hosts.split(","))) or (name,))
 
 
+def parse_sites(texts: Sequence[str], roaming: Sequence[str]) -> list[Site]:
+    """The sites of `parse_site`; those named in `roaming` also pass roaming agents. Raises UsageError."""
+    sites = [parse_site(each) for each in texts]
+    if unknown := sorted(set(roaming) - {site.name for site in sites}):
+        raise UsageError(f"--roaming: no such site: {clipped(', '.join(unknown))}")
+    return [replace(site, roaming=site.name in roaming) for site in sites]
+
+
+def changed_site(
+    place: Place,
+    name: str,
+    *,
+    hosts: Sequence[str],
+    clusters: Sequence[str],
+    passes: Sequence[str],
+    is_roaming: bool | None,
+) -> Site:
+    """A site with what a command gives; what it does not give stays as it was."""
+    before = next((site for site in place.fleet().sites if site.name == name), Site(name, (name,)))
+    return replace(
+        before,
+        hosts=tuple(hosts) or before.hosts,
+        clusters=tuple(clusters) or before.clusters,
+        passes=tuple(passes) or before.passes,
+        roaming=before.roaming if is_roaming is None else is_roaming,
+    )
+
+
 def parse_gateway(text: str) -> tuple[str, str]:
     """`NAME`, or `NAME=CLUSTER`; the cluster `zeek` by default."""
     name, _, cluster = text.partition("=")
@@ -219,11 +293,12 @@ def agents(place: Place) -> list[AgentRow]:
 def agent_line(row: AgentRow, now: float) -> tuple[str, ...]:
     """The columns of an agent in the output of `fleet agents`."""
     state = "revoked" if row.revoked is not None else "expired" if row.expires <= now else "enrolled"
-    return (row.id, row.hostname, state, ",".join(row.groups), _date(row.enrolled), _date(row.expires), row.key)
+    groups = ",".join(row.groups)
+    return (row.id, row.hostname, row.site, state, groups, _date(row.enrolled), _date(row.expires), row.key)
 
 
 AGENT_COLUMNS: Final[Sequence[tuple[str, ZeekType]]] = tuple(
-    (name, ZeekType("text")) for name in ("id", "hostname", "state", "groups", "enrolled", "expires", "key")
+    (name, ZeekType("text")) for name in ("id", "hostname", "site", "state", "groups", "enrolled", "expires", "key")
 )
 
 
@@ -251,8 +326,7 @@ def write_services(place: Place, now: float) -> None:
     """Write, or renew, what the enrolment service, a collector and operators need. The registry is kept."""
     fleet = place.fleet()
     base, enrolment = place.directory, place.enrolment
-    servers = configurations.client_urls(fleet.hubs)
-    directory.write_json(enrolment / "enrolment.json", EnrolmentSettings(fleet.name, fleet.account, servers))
+    _write_settings(place)
     ca = _server_ca(place)
     signer = place.authority("server-ca")
     directory.write(enrolment / "ca.pem", ca)
@@ -270,6 +344,14 @@ def write_services(place: Place, now: float) -> None:
     directory.write(base / "collector" / "zeek-agent-collector.service", configurations.collector_unit())
 
 
+def _write_settings(place: Place) -> None:
+    """What the enrolment service knows of the fleet."""
+    fleet = place.fleet()
+    servers = configurations.client_urls(fleet.hubs)
+    settings = EnrolmentSettings(fleet.name, fleet.account, servers, place.sites())
+    directory.write_json(place.enrolment / "enrolment.json", settings)
+
+
 def _write_hub(place: Place, fleet: Fleet, host: str, now: float) -> None:
     where = place.directory / "hubs" / host
     _write_pair(where / "server", place.authority("server-ca").server([host], now))
@@ -282,7 +364,8 @@ def _write_site(place: Place, site: Site, now: float) -> None:
     where = place.directory / "leaves" / site.name
     _write_pair(where / "server", place.authority("server-ca").server(site.hosts, now))
     directory.write(where / "ca.pem", _server_ca(place))
-    _write_user(place, roles.LEAF, site.name, where / "leaf.creds", now, roles.tags(roles.CLUSTER, site.clusters))
+    tags = (*roles.tags(roles.CLUSTER, site.clusters), *roles.tags(roles.SITE, site.passed))
+    _write_user(place, roles.LEAF, site.name, where / "leaf.creds", now, tags)
     key = Key.generate(nkey.USER)
     token = jwt.user(
         site.name,
@@ -342,8 +425,18 @@ def _check_name(name: str) -> None:
         raise UsageError(f"not a name (letters, digits, - and _, 64 at most): {name[:80]!r}")
 
 
-def _check_site(site: Site) -> None:
+def _includes(site: Site, before: Site) -> bool:
+    """Whether a site's server may do all that it could before."""
+    has_clusters = "*" in site.clusters or set(before.clusters) <= set(site.clusters)
+    return has_clusters and set(before.passed) <= set(site.passed)
+
+
+def _check_site(site: Site, others: Sequence[str]) -> None:
     _check_name(site.name)
+    if site.name.lower() in RESERVED_SITES:
+        raise UsageError(f"no site may have this name, which has a meaning of its own: {site.name!r}")
+    if unknown := sorted(set(site.passes) - {site.name, *others}):
+        raise UsageError(f"no such site to pass: {clipped(', '.join(unknown))}")
     for host in site.hosts:
         _check_host(host)
     for cluster in site.clusters:

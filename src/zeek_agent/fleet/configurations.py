@@ -207,8 +207,11 @@ Hubs: {hubs}. Ports: {client} for agents and gateways, {leaf} for leaves, {https
 
 ## An agent
 
-    zeek-agent fleet token DIR > token            # here; for one host, valid for 7 days
+    zeek-agent fleet token DIR --site SITE > token      # here; for one host of this site, valid for 7 days
     zeek-agent enroll tls+nats://{hub}:{client} - < token      # on the host, or https://HOST:{https}
+
+Servers of other sites do not pass this agent. `--roaming` is for those that move between sites, `--site hub` for those
+that connect to hubs only. Without sites, neither is needed.
 
 The agent makes its keys itself, and renews its credentials after 20 of 30 days. The clocks of host and service may
 differ by 5 minutes at most.
@@ -226,9 +229,10 @@ collector accepts a revoked agent's certificate until it expires, 30 days after 
 Run nats-server 2.12.7 or later, everywhere. Older ones have known vulnerabilities, and hubs of version 2.9 do not check
 what a leaf publishes: a taken leaf could act as a gateway.
 
-A taken leaf server can read and forge messages of the agents of the clusters that its site may reach, as any router
-could. Give each site only its clusters (`fleet site DIR NAME --cluster CLUSTER`), and revoke a taken leaf's credentials
-with `zeek-agent fleet revoke DIR leaf:SITE`. Those of a gateway are `gateway:NAME`.
+A taken leaf server can read and forge messages of the agents of its own site, as any router could, but not of other
+sites; one with `fleet site --roaming` also of roaming agents. Give each site only its clusters (`fleet site DIR NAME
+--cluster CLUSTER`), and revoke a taken leaf's credentials with `zeek-agent fleet revoke DIR leaf:SITE`. Those of a
+gateway are `gateway:NAME`.
 
 ## Life of what is in here
 

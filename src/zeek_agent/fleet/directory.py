@@ -18,6 +18,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from zeek_agent.bus.subjects import ROAMING
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.fleet.authority import Authority, Pair
 from zeek_agent.fleet.nkey import Key
@@ -29,11 +30,22 @@ _T = TypeVar("_T")
 
 
 class Site(msgspec.Struct, frozen=True):
-    """A site with a leaf server; its agents may reach these clusters, `*` is all."""
+    """A site with a leaf server; its agents may reach these clusters, `*` is all.
+
+    The server passes agents of its own site, with `roaming` also those of no site, and those of the sites in `passes`,
+    whose leaf servers are connected to it.
+    """
 
     name: str
     hosts: tuple[str, ...]
     clusters: tuple[str, ...] = ("*",)
+    roaming: bool = False
+    passes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> tuple[str, ...]:
+        """All sites whose agents the server passes."""
+        return tuple(dict.fromkeys((self.name, *self.passes, *[ROAMING] * self.roaming)))
 
 
 class Revocation(msgspec.Struct, frozen=True):
@@ -67,11 +79,12 @@ class Fleet(msgspec.Struct, frozen=True):
 
 
 class EnrolmentSettings(msgspec.Struct, frozen=True):
-    """The contents of `enrolment/enrolment.json`: the account, and where the service is reached."""
+    """The contents of `enrolment/enrolment.json`: the account, where the service is reached, and names of sites."""
 
     fleet: str
     account: str
     servers: tuple[str, ...]
+    sites: tuple[str, ...] = ()
 
 
 class Place:
@@ -96,6 +109,12 @@ class Place:
 
     def settings(self) -> EnrolmentSettings:
         return read_json(self.enrolment / "enrolment.json", EnrolmentSettings)
+
+    def sites(self) -> tuple[str, ...]:
+        """The names of the sites; a copy of `enrolment` has those of when it was made."""
+        if (self.directory / "fleet.json").exists():
+            return tuple(site.name for site in self.fleet().sites)
+        return self.settings().sites
 
     def key(self, name: str) -> Key:
         """A key of `keys`, or of `enrolment`."""

@@ -22,6 +22,7 @@ class Enrolled(msgspec.Struct, frozen=True):
     issued: float
     expires: float
     groups: tuple[str, ...] = ()
+    site: str = "roaming"
 
     @property
     def renew_at(self) -> float:

@@ -16,9 +16,11 @@ from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 from zeek_agent.bus import link, subjects
+from zeek_agent.bus.credentials import sites_of
 from zeek_agent.bus.link import NoListenerError
+from zeek_agent.bus.subjects import Address
 from zeek_agent.errors import UsageError, ZeekAgentError
-from zeek_agent.fleet import authority, directory, jwt, messages, nkey, roles
+from zeek_agent.fleet import authority, directory, jwt, messages, nkey
 from zeek_agent.fleet.configurations import CLIENT_PORT, HTTPS_PORT
 from zeek_agent.fleet.enrolled import Enrolled, EnrolledFiles
 from zeek_agent.fleet.messages import BadMessageError, Granted, Request
@@ -95,13 +97,14 @@ def enroll(  # noqa: PLR0917 - what an agent is
     if url.scheme == "https":
         answer = _post(url, messages.ENROL_PATH, payload, context)
     else:
-        inbox = roles.inbox(roles.BOOTSTRAP, token.key.public)
+        inbox = subjects.bootstrap_inbox(token.site, token.key.public)
         credentials = jwt.credentials(token.user, token.key)
-        answer = asyncio.run(_ask(url, subjects.enrolment(token.key.public), payload, inbox, credentials, context))
+        subject = subjects.enrolment(token.site, token.key.public)
+        answer = asyncio.run(_ask(url, subject, payload, inbox, credentials, context))
     granted = _granted(answer, now)
     if ca.strip() not in granted.ca:
         raise ZeekAgentError("the answer has other authorities of servers than the token: it is not used")
-    return _store(files, granted, key, agent_id, str(url), token.account, now)
+    return _store(files, granted, key, Address(token.site, agent_id), str(url), token.account, now)
 
 
 def renew(place: Path, agent_id: str, hostname: str, clock: Callable[[], float] = time.time) -> Enrolled:
@@ -114,7 +117,7 @@ def renew(place: Path, agent_id: str, hostname: str, clock: Callable[[], float] 
         raise ZeekAgentError(
             f"the credentials are those of {enrolled.agent_id}, this agent is {agent_id}: remove {place} and enrol it"
         )
-    url, key = parse_url(enrolled.url), files.bus_key()
+    url, key, agent = parse_url(enrolled.url), files.bus_key(), Address(enrolled.site, agent_id)
     payload = messages.seal(_request(files, key, agent_id, hostname, now), key)
     try:
         context = ssl.create_default_context(cafile=str(files.ca))
@@ -125,10 +128,10 @@ def renew(place: Path, agent_id: str, hostname: str, clock: Callable[[], float] 
     if url.scheme == "https":
         answer = _post(url, messages.RENEW_PATH, payload, context)
     else:
-        inbox = f"{subjects.inbox(agent_id)}.renew"
+        inbox = f"{subjects.inbox(agent)}.renew"
         credentials = directory.read_text(files.credentials)
-        answer = asyncio.run(_ask(url, subjects.renewal(agent_id), payload, inbox, credentials, context))
-    return _store(files, _granted(answer, now), key, agent_id, enrolled.url, enrolled.account, now)
+        answer = asyncio.run(_ask(url, subjects.renewal(agent), payload, inbox, credentials, context))
+    return _store(files, _granted(answer, now), key, agent, enrolled.url, enrolled.account, now)
 
 
 def _prepare(place: Path) -> None:
@@ -209,19 +212,19 @@ def _granted(payload: bytes, now: float) -> Granted:
 
 
 def _store(  # noqa: PLR0917 - what is stored
-    files: Files, granted: Granted, key: Key, agent_id: str, url: str, account: str, now: float
+    files: Files, granted: Granted, key: Key, agent: Address, url: str, account: str, now: float
 ) -> Enrolled:
     """Check that the credentials are those that were asked for, and replace the files."""
     try:
         claims = jwt.read(granted.token)
     except ValueError as error:
         raise ZeekAgentError(f"the service's answer is not used: {error}") from None
-    expected = (key.public, subjects.token(agent_id), account)
-    if (claims.sub, claims.name, claims.nats.issuer_account) != expected:
+    expected = (key.public, subjects.token(agent.agent_id), account, (agent.site,))
+    if (claims.sub, claims.name, claims.nats.issuer_account, sites_of(claims.nats.tags)) != expected:
         raise ZeekAgentError("the service's answer is not used: its token is not this agent's")
-    if not authority.fits(granted.certificate, files.tls_key(), agent_id):
+    if not authority.fits(granted.certificate, files.tls_key(), agent.agent_id):
         raise ZeekAgentError("the service's answer is not used: its certificate is not this agent's")
-    enrolled = Enrolled(agent_id, url, key.public, account, now, granted.expires, granted.groups)
+    enrolled = Enrolled(agent.agent_id, url, key.public, account, now, granted.expires, granted.groups, agent.site)
     directory.write(files.ca, granted.ca)
     directory.write(files.certificate, granted.certificate)
     directory.write(files.credentials, jwt.credentials(granted.token, key))

@@ -73,12 +73,13 @@ class Enrolment:
         *,
         renewing: str | None = None,
         token: str | None = None,
+        site: str | None = None,
         address: str | None = None,
     ) -> bytes:
         """The answer to a request from `source`, for the log; `renewing` is the id that the transport has proved.
 
         Without that, it is an enrolment, which needs a token: the one of which the transport has proved the public key
-        `token`, if it has. `address` is the network address, if it is known.
+        `token`, if it has. `site` is the site that the transport has proved, `address` the network address, if known.
         """
         agent_id = "?" if renewing is None else renewing
         try:
@@ -87,7 +88,7 @@ class Enrolment:
             if token is not None and request.token != token:
                 raise RefusedError("the request is signed with another token", "bad_request")
             self._limit(request, address)
-            answer: Answer = self._decide(request, source, renewing)
+            answer: Answer = self._decide(request, source, renewing, site)
         except RefusedError as refusal:
             self.refuse(agent_id, source, f"{refusal} ({refusal.code})")
             answer = Refused(refusal.code, str(refusal), self._clock())
@@ -115,7 +116,7 @@ class Enrolment:
         if not all(self._limits.permit(*one, now) for one in counted):
             raise RefusedError("too many requests: try again in a minute", "busy")
 
-    def _decide(self, request: Request, source: str, renewing: str | None) -> Granted:
+    def _decide(self, request: Request, source: str, renewing: str | None, site: str | None) -> Granted:
         now = self._clock()
         if abs(now - request.time) > messages.SKEW_SECONDS:
             raise RefusedError(f"the clocks differ by {now - request.time:.0f} s: set the host's clock", "clock")
@@ -134,6 +135,8 @@ class Enrolment:
             row = admit(request, now)._replace(issued=now, expires=expires)
             if renewing is not None and renewing != request.agent_id:
                 raise RefusedError(f"the credentials are those of {renewing}", "wrong_certificate")
+            if site not in (None, row.site):
+                raise RefusedError(f"it comes from site {site}, and the agent is of site {row.site}", "wrong_site")
             self._registry.put_agent(row)
         issuer = self._issuer
         token = jwt.user(
@@ -143,15 +146,16 @@ class Enrolment:
             now,
             expires=expires,
             account=issuer.account,
-            tags=roles.tags(roles.GROUP, [subjects.token(group) for group in row.groups]),
+            tags=roles.agent_tags(row.site, row.groups),
         )
         certificate = issuer.authority.client(request.agent_id, public, now, expires)
         self.granted += 1
         log.info(
-            "%s agent %s (%s) from %s, key %s",
+            "%s agent %s (%s) of site %s from %s, key %s",
             "enrolled" if renewing is None else "renewed",
             visible(row.id),
             visible(row.hostname),
+            row.site,
             source,
             row.key,
         )
@@ -174,7 +178,9 @@ class Enrolment:
         self._registry.use_token(token.key)
         enrolled = now if row is None else row.enrolled
         hostname = clipped(request.hostname)
-        return AgentRow(request.key, request.agent_id, hostname, token.groups, token.key, enrolled, now, now, None)
+        return AgentRow(
+            request.key, request.agent_id, hostname, token.groups, token.key, enrolled, now, now, None, token.site
+        )
 
     def _renewed(self, request: Request, _now: float) -> AgentRow:
         row = self._known(request)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -31,7 +31,7 @@ class NatsClaims(msgspec.Struct, frozen=True):
 
 
 class Claims(msgspec.Struct, frozen=True):
-    """What a token says; `iat` and `exp` are seconds since the epoch, `exp` 0 for a token that does not expire."""
+    """What a token says; times are seconds since the epoch, `exp` is 0 for a token that does not expire."""
 
     iss: str
     sub: str
@@ -39,6 +39,7 @@ class Claims(msgspec.Struct, frozen=True):
     iat: int
     nats: NatsClaims
     exp: int = 0
+    nbf: int = 0
 
 
 def operator(name: str, key: Key, system_account: str, now: float) -> str:
@@ -116,8 +117,11 @@ def read_credentials(text: str) -> tuple[str, Key]:
     return lines[0], Key.from_seed(lines[1])
 
 
-def read(token: str) -> Claims:
-    """What a token says, if its issuer has signed it; whether the issuer may is for the caller. Raises ValueError."""
+def read(token: str, issuers: Collection[str] | None = None) -> Claims:
+    """What a token says, if its issuer has signed it and is one of `issuers`. Raises ValueError.
+
+    Without `issuers`, whether the issuer may sign it is for the caller.
+    """
     try:
         head, body, signature = token.encode("ascii").split(b".")
         header = msgspec.json.decode(_unbase64(head), type=dict[str, str])
@@ -128,6 +132,8 @@ def read(token: str) -> Claims:
     kind = _ISSUERS.get(claims.iss[:1])
     if header.get("alg") != "ed25519-nkey" or kind is None:
         raise ValueError("not a token of NATS")
+    if issuers is not None and claims.iss not in issuers:
+        raise ValueError("another key has signed the token")
     if not nkey.verify(claims.iss, head + b"." + body, signed, kind):
         raise ValueError("the token's signature is wrong")
     return claims

@@ -25,7 +25,7 @@ _Key: TypeAlias = Annotated[str, Meta(max_length=56)]
 
 Code = Literal[
     "bad_request", "unknown_token", "used_token", "expired_token", "replayed", "clock", "id_taken", "key_taken",
-    "revoked", "unknown_agent", "wrong_certificate", "busy",
+    "revoked", "unknown_agent", "wrong_certificate", "wrong_site", "busy",
 ]  # fmt: skip
 
 

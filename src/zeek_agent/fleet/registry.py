@@ -14,8 +14,11 @@ from typing import Any, Final, NamedTuple
 import apsw
 import msgspec
 
+from zeek_agent.bus.subjects import ROAMING
 from zeek_agent.errors import ZeekAgentError
 
+VERSION: Final = 2
+"""Of the tables."""
 AGENTS_MAX: Final = 1_000_000
 """More agents are not enrolled; bounds the file."""
 NONCES_SECONDS: Final = 900.0
@@ -24,16 +27,20 @@ _BUSY_MILLISECONDS: Final = 10_000
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS tokens(
   key TEXT PRIMARY KEY, uses INTEGER NOT NULL, used INTEGER NOT NULL DEFAULT 0, groups TEXT NOT NULL,
-  created REAL NOT NULL, expires REAL NOT NULL
+  created REAL NOT NULL, expires REAL NOT NULL, site TEXT NOT NULL
 ) STRICT;
 CREATE TABLE IF NOT EXISTS agents(
   key TEXT PRIMARY KEY, id TEXT NOT NULL, hostname TEXT NOT NULL, groups TEXT NOT NULL, token TEXT NOT NULL,
-  enrolled REAL NOT NULL, issued REAL NOT NULL, expires REAL NOT NULL, revoked REAL
+  enrolled REAL NOT NULL, issued REAL NOT NULL, expires REAL NOT NULL, revoked REAL,
+  site TEXT NOT NULL
 ) STRICT;
 CREATE UNIQUE INDEX IF NOT EXISTS agents_id ON agents(id) WHERE revoked IS NULL;
 CREATE TABLE IF NOT EXISTS requests(nonce TEXT PRIMARY KEY, time REAL NOT NULL) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS requests_time ON requests(time);
-PRAGMA user_version = 1;
+"""
+_FROM_1: Final = f"""
+ALTER TABLE tokens ADD COLUMN site TEXT NOT NULL DEFAULT '{ROAMING}';
+ALTER TABLE agents ADD COLUMN site TEXT NOT NULL DEFAULT '{ROAMING}';
 """
 
 
@@ -46,6 +53,7 @@ class TokenRow(NamedTuple):
     groups: tuple[str, ...]
     created: float
     expires: float
+    site: str
 
 
 class AgentRow(NamedTuple):
@@ -60,6 +68,7 @@ class AgentRow(NamedTuple):
     issued: float
     expires: float
     revoked: float | None
+    site: str
 
 
 class Registry:
@@ -74,9 +83,17 @@ class Registry:
             self._database.set_busy_timeout(_BUSY_MILLISECONDS)
             self._database.execute("PRAGMA synchronous = FULL")
             with self.transaction():
-                self._database.execute(_SCHEMA)
+                self._prepare_tables()
         except (apsw.Error, OSError) as error:
             raise ZeekAgentError(f"cannot open the registry {file}: {error}") from None
+
+    def _prepare_tables(self) -> None:
+        version = self._database.pragma("user_version")
+        if version > VERSION:
+            raise ZeekAgentError(f"the registry {self._file} is of a newer zeek-agent: upgrade this one")
+        if version == 1:
+            self._database.execute(_FROM_1)
+        self._database.execute(f"{_SCHEMA}PRAGMA user_version = {VERSION}")
 
     def close(self) -> None:
         self._database.close()
@@ -98,7 +115,9 @@ class Registry:
     # Tokens
 
     def add_token(self, row: TokenRow) -> None:
-        self._database.execute("INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?)", (*row[:3], _list(row.groups), *row[4:]))
+        self._database.execute(
+            "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?)", (*row[:3], _list(row.groups), *row[4:])
+        )
 
     def token(self, key: str) -> TokenRow | None:
         found = self._database.execute("SELECT * FROM tokens WHERE key = ?", (key,)).fetchone()
@@ -124,7 +143,8 @@ class Registry:
     def put_agent(self, row: AgentRow) -> None:
         """Add the agent with that key, or replace it."""
         self._database.execute(
-            "INSERT OR REPLACE INTO agents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row[:3], _list(row.groups), *row[4:])
+            "INSERT OR REPLACE INTO agents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*row[:3], _list(row.groups), *row[4:]),
         )
 
     def agent_count(self) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from zeek_agent.bus import messages, subjects
+from zeek_agent.bus import credentials, messages, subjects
 from zeek_agent.bus.subjects import REPLIES, ROOT
 
 AGENT: Final = "agent"
@@ -22,9 +22,15 @@ LEAF: Final = "leaf"
 
 GROUP: Final = "group"
 CLUSTER: Final = "cluster"
-"""Tags: the groups of an agent, the clusters of a gateway or leaf."""
+AGENTS: Final = "agents"
+SITE: Final = credentials.SITE_TAG.removesuffix(":")
+"""Tags: the groups of an agent, the clusters of a gateway or leaf, the key that signs agents in a gateway's token, and
+the site of an agent or an enrolment token, or those that a leaf passes."""
 
 _NAME: Final = "{{name()}}"
+_CLUSTER: Final = f"{{{{tag({CLUSTER})}}}}"
+_SITE: Final = f"{{{{tag({SITE})}}}}"
+_AGENT: Final = f"{_SITE}.{_NAME}"
 _KEY: Final = "{{subject()}}"
 _AGENT_PAYLOAD: Final = messages.BATCH_BYTES_MAX + 64 * 1024
 """With headers; gateways end the session of an agent whose batch is longer than `BATCH_BYTES_MAX`."""
@@ -52,53 +58,53 @@ def _template(
 TEMPLATES: Final[Mapping[str, Mapping[str, Any]]] = {
     AGENT: _template(
         (
-            f"{ROOT}.up.*.{{{{name()}}}}.>",
-            f"{ROOT}.hello.*.{{{{name()}}}}",
-            f"{ROOT}.renew.{{{{name()}}}}",
-            subjects.who(_NAME),
+            f"{ROOT}.up.*.{_AGENT}.>",
+            f"{ROOT}.hello.*.{_AGENT}",
+            f"{ROOT}.renew.{_AGENT}",
+            f"{ROOT}.who.{_AGENT}",
         ),
-        (f"{ROOT}.dn.{{{{name()}}}}.>", f"{ROOT}.all.>", f"{ROOT}.g.{{{{tag({GROUP})}}}}"),
+        (f"{ROOT}.dn.{_AGENT}.>", f"{ROOT}.all.>", f"{ROOT}.g.{{{{tag({GROUP})}}}}"),
         subscriptions=200,
         payload=_AGENT_PAYLOAD,
     ),
     GATEWAY: _template(
         (
-            f"{ROOT}.all.{{{{tag({CLUSTER})}}}}",
-            f"{ROOT}.dn.*.>",
+            f"{ROOT}.all.{_CLUSTER}",
+            f"{ROOT}.dn.*.*.>",
             f"{ROOT}.op.*.>",
-            f"{ROOT}.gw.{{{{tag({CLUSTER})}}}}.>",
+            f"{ROOT}.gw.{_CLUSTER}.>",
         ),
         (
-            f"{ROOT}.hello.{{{{tag({CLUSTER})}}}}.*",
-            f"{ROOT}.up.{{{{name()}}}}.>",
-            f"{ROOT}.gw.{{{{tag({CLUSTER})}}}}.>",
+            subjects.hello(_CLUSTER),
+            f"{ROOT}.up.{_NAME}.>",
+            f"{ROOT}.gw.{_CLUSTER}.>",
             subjects.who(),
         ),
     ),
     ENROLMENT: _template(
-        (f"{ROOT}.boot.*.>", f"{ROOT}.dn.*.{REPLIES}.>"),
-        (subjects.enrolment(), subjects.renewal()),
+        (f"{subjects.bootstrap_inbox('*', '*')}.>", f"{ROOT}.dn.*.*.{REPLIES}.>"),
+        (subjects.all_enrolments(), subjects.renewal()),
     ),
     BOOTSTRAP: _template(
-        (subjects.enrolment(_KEY),),
-        (f"{subjects.bootstrap_inbox(_KEY)}.>",),
+        (subjects.enrolment(_SITE, _KEY),),
+        (f"{subjects.bootstrap_inbox(_SITE, _KEY)}.>",),
         subscriptions=2,
         payload=messages.CONTROL_BYTES_MAX,
     ),
-    OPERATOR: _template((subjects.who(_NAME),), (f"{subjects.operator_inbox(_NAME)}.>", f"{ROOT}.all.>")),
+    OPERATOR: _template((subjects.operator_who(_NAME),), (f"{subjects.operator_inbox(_NAME)}.>", f"{ROOT}.all.>")),
     LEAF: _template(
         (
-            f"{ROOT}.up.>",
-            f"{ROOT}.hello.{{{{tag({CLUSTER})}}}}.*",
-            subjects.renewal(),
-            subjects.who(),
-            subjects.enrolment(),
+            f"{ROOT}.up.*.{_SITE}.>",
+            f"{ROOT}.hello.{_CLUSTER}.{_SITE}.*",
+            f"{ROOT}.renew.{_SITE}.*",
+            f"{ROOT}.who.{_SITE}.*",
+            subjects.enrolment(_SITE, "*"),
         ),
         (
-            f"{ROOT}.dn.>",
-            f"{ROOT}.all.{{{{tag({CLUSTER})}}}}",
+            f"{ROOT}.dn.{_SITE}.>",
+            f"{ROOT}.all.{_CLUSTER}",
             f"{ROOT}.g.>",
-            f"{ROOT}.boot.>",
+            f"{subjects.bootstrap_inbox(_SITE, '*')}.>",
         ),
         kinds=("LEAFNODE",),
     ),
@@ -112,9 +118,8 @@ SYSTEM_OF_A_LEAF: Final[Mapping[str, Any]] = {
 """What a leaf may do in the system account: receive account tokens that are pushed, and fetch those that it missed."""
 
 
-def inbox(role: str, name: str) -> str:
-    """Prefix of the subjects at which answers to the requests of a user arrive."""
-    return subjects.bootstrap_inbox(name) if role == BOOTSTRAP else subjects.operator_inbox(name)
+def agent_tags(site: str, groups: Sequence[str]) -> tuple[str, ...]:
+    return (*tags(SITE, [site]), *tags(GROUP, [subjects.token(group) for group in groups]))
 
 
 def tags(kind: str, values: Sequence[str]) -> tuple[str, ...]:

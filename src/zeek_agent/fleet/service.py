@@ -138,7 +138,7 @@ class Service:
         bus = await link.connect(
             self._servers,
             name="enrolment",
-            inbox=roles.inbox(roles.ENROLMENT, "enrolment"),
+            inbox=subjects.operator_inbox("enrolment"),
             credentials=credentials,
             tls=context,
         )
@@ -161,7 +161,9 @@ class Service:
                 return
             source = f"the bus ({message.reply[: issuing.SOURCE_CHARACTERS]})"
             answer = await self._answer(
-                lambda: self._enrolment.answer(message.payload, source, renewing=asker.agent_id, token=asker.token)
+                lambda: self._enrolment.answer(
+                    message.payload, source, renewing=asker.agent_id, token=asker.token, site=asker.site
+                )
             )
             if answer is not None:
                 try:
@@ -170,7 +172,7 @@ class Service:
                     log.debug("an answer was lost: %s", error)
 
         try:
-            await bus.subscribe(subjects.enrolment(), receive, queue="enrolment")
+            await bus.subscribe(subjects.all_enrolments(), receive, queue="enrolment")
             await bus.subscribe(subjects.renewal(), receive, queue="enrolment")
             await bus.flush()
             self.connected.set()
@@ -183,9 +185,13 @@ class Service:
 
 
 class _Asker(NamedTuple):
-    """Who has published a request, as its subject proves: an agent, or the holder of the token with that public key."""
+    """Who has published a request, as its subject proves: an agent, or the holder of the token with that public key.
+
+    A server of the site, if it has been taken, can publish the same.
+    """
 
     inbox: str
+    site: str
     agent_id: str | None = None
     token: str | None = None
 
@@ -193,12 +199,10 @@ class _Asker(NamedTuple):
 def _asker(subject: str) -> _Asker:
     """Raises ValueError for another subject."""
     match subject.split("."):
-        case ["za", "v1", "renew", agent]:
-            agent_id = subjects.text(agent)
-            return _Asker(subjects.inbox(agent_id), agent_id)
-        case ["za", "v1", "enrol", key] if nkey.decoded(key) is not None:
-            return _Asker(subjects.bootstrap_inbox(key), token=key)
-    raise ValueError(f"not a subject of a request: {subject[:100]!r}")
+        case ["za", "v1", "enrol", site, key] if subjects.is_name(site) and nkey.decoded(key) is not None:
+            return _Asker(subjects.bootstrap_inbox(site, key), site, token=key)
+    agent = subjects.read_renewal(subject)
+    return _Asker(subjects.inbox(agent), agent.site, agent.agent_id)
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

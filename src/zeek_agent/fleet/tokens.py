@@ -11,6 +11,7 @@ import base64
 import binascii
 from typing import Final, NamedTuple
 
+from zeek_agent.bus import credentials, subjects
 from zeek_agent.errors import UsageError
 from zeek_agent.fleet import jwt, nkey
 from zeek_agent.fleet.nkey import SEED_BYTES, Key
@@ -22,13 +23,17 @@ CHARACTERS_MAX: Final = 4000
 
 
 class Token(NamedTuple):
-    """The parts of a token; `ca` is a certificate in DER format, `expires` in seconds since the epoch."""
+    """The parts of a token; `ca` is a certificate in DER format, `expires` in seconds since the epoch.
+
+    `site` is that of the agents that it admits.
+    """
 
     key: Key
     ca: bytes
     user: str
     account: str
     expires: float
+    site: str
 
 
 def write(key: Key, ca: bytes, user: str) -> str:
@@ -50,4 +55,7 @@ def read(text: str) -> Token:
         raise UsageError("the enrolment token is damaged: has it been copied as a whole?") from None
     if claims.sub != key.public or not claims.nats.issuer_account or not raw[SEED_BYTES:]:
         raise UsageError("the enrolment token is damaged: has it been copied as a whole?")
-    return Token(key, raw[SEED_BYTES:], user, claims.nats.issuer_account, float(claims.exp))
+    sites = credentials.sites_of(claims.nats.tags)
+    if len(sites) != 1 or not subjects.is_name(sites[0]):
+        raise UsageError("the enrolment token does not name one site: it is of an earlier version, get a new one")
+    return Token(key, raw[SEED_BYTES:], user, claims.nats.issuer_account, float(claims.exp), sites[0])

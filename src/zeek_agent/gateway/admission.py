@@ -1,8 +1,9 @@
 """Hellos of agents on the bus: who gets a session, and which of two gateways has an agent.
 
-An agent's id is that of its credentials, so two instances with one id are a cloned host or an agent that was started
-again. The instance that has a session is pinged: if it answers, the other one is refused, otherwise replaced. The same
-instance that comes again has lost its session, which is replaced without a question.
+An agent's id and site are those of its credentials (`agent_tokens.py`), so two instances with one id are a cloned host,
+an agent that was started again, or one that was enrolled again, whose older token is void. The instance that has a
+session is pinged: if it answers, the other one is refused, otherwise replaced. The same instance that comes again has
+lost its session, which is replaced without a question.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ from zeek_agent.bus.messages import (
     PeerBeat,
     Refusal,
 )
-from zeek_agent.bus.subjects import Down, Peer
+from zeek_agent.bus.subjects import Address, Down, Peer
 from zeek_agent.errors import ZeekAgentError
+from zeek_agent.gateway.agent_tokens import Proof
 from zeek_agent.gateway.allowance import Allowance
-from zeek_agent.gateway.causes import Cause
+from zeek_agent.gateway.causes import Cause, RefusedError
 from zeek_agent.gateway.core import Core
 from zeek_agent.gateway.downlink import Downlink
 from zeek_agent.gateway.sent_queries import SentQueries
@@ -81,58 +83,70 @@ class Admission:
     async def receive_hello(self, received: Received) -> None:
         core = self._core
         try:
-            cluster, agent_id = subjects.read_hello(received.subject)
+            cluster, agent = subjects.read_hello(received.subject)
             hello = messages.read(received.payload, Hello)
         except (ValueError, BadMessageError) as error:
             core.refusals.note(Cause.MALFORMED, "?", str(error))
             return
-        if cluster != core.cluster or not core.answers_to(subjects.inbox(agent_id), received.reply, agent_id):
+        agent_id = agent.agent_id
+        if cluster != core.cluster or not core.answers_to(subjects.inbox(agent), received.reply, agent_id):
             return
         if not core.is_ready:
             self._answer(received.reply, Refusal("the gateway has no Zeek", RIVAL_SECONDS))
         elif fault := unusable(agent_id, hello.groups):
             core.refusals.note(Cause.AGENT, agent_id, fault)
             self._answer(received.reply, Refusal(fault, CLONE_WAIT_SECONDS))
-        elif not self._limits.permit(agent_id, HELLOS, HELLOS_PER_SECOND, core.monotonic()):
+        elif not self._limits.permit(agent.tokens, HELLOS, HELLOS_PER_SECOND, core.monotonic()):
             core.refusals.note(Cause.FLOOD, agent_id, "says hello too often")
             self._answer(received.reply, Refusal("the agent says hello too often", FULL_SECONDS))
+        elif (proof := self._proof(agent, hello, received.reply)) is None:
+            return
         elif len(self._tasks) >= PENDING_MAX or self._pending[agent_id] >= PENDING_PER_AGENT:
             core.refusals.note(Cause.FULL, agent_id, f"{len(self._tasks):,} hellos are being decided")
             self._answer(received.reply, Refusal("the gateway is busy", BUSY_SECONDS))
         else:
             self._pending[agent_id] += 1
-            self._start(self._decide(agent_id, hello, received.reply))
+            self._start(self._decide(agent, proof, hello, received.reply))
+
+    def _proof(self, agent: Address, hello: Hello, reply: str) -> Proof | None:
+        """What the agent's token proves. None if it is refused, and the agent knows."""
+        try:
+            return self._core.tokens.verify(agent, hello.token)
+        except RefusedError as error:
+            self._core.refusals.note(error.cause, agent.agent_id, str(error))
+            self._answer(reply, Refusal(f"{error}: `zeek-agent doctor` checks its credentials", FULL_SECONDS))
+            return None
 
     async def receive_who(self, received: Received) -> None:
         """An agent or operator looks for gateways."""
         core = self._core
         try:
-            name = subjects.read_who(received.subject)
+            asker = subjects.read_who(received.subject)
         except ValueError as error:
             core.refusals.note(Cause.MALFORMED, "?", str(error))
             return
-        if not self._limits.permit(f"who {name}", HELLOS, HELLOS_PER_SECOND, core.monotonic()):
+        if isinstance(asker, Address):
+            name, inbox = asker.agent_id, subjects.inbox(asker)
+        else:
+            name, inbox = asker, subjects.operator_inbox(asker)
+        if not self._limits.permit(received.subject, HELLOS, HELLOS_PER_SECOND, core.monotonic()):
             core.refusals.note(Cause.FLOOD, name, "asks for gateways too often")
-            return
-        is_operators = subjects.is_reply_to(subjects.operator_inbox(name), received.reply)
-        agent_id = subjects.text(name)
-        if not is_operators and not core.answers_to(subjects.inbox(agent_id), received.reply, agent_id):
-            return
-        if core.is_ready:
+        elif core.answers_to(inbox, received.reply, name) and core.is_ready:
             self._answer(received.reply, Beacon(core.name, cluster=core.cluster))
 
-    async def _decide(self, agent_id: str, hello: Hello, reply: str) -> None:
+    async def _decide(self, agent: Address, proof: Proof, hello: Hello, reply: str) -> None:
         """Give the agent a session, or refuse it. Hellos of one agent are decided one after another."""
+        agent_id = agent.agent_id
         turn = self._turns.setdefault(agent_id, asyncio.Lock())
         try:
             async with turn:
-                refusal = await self._objection(agent_id, hello)
+                refusal = await self._objection(agent_id, proof, hello.instance)
                 if refusal is None and not self._core.is_ready:
                     refusal = Refusal("the gateway has no Zeek", RIVAL_SECONDS)
                 if refusal is not None:
                     self._answer(reply, refusal)
                     return
-                session = self._open(agent_id, hello)
+                session = self._open(agent, proof, hello)
                 self._answer(reply, self._downlink.welcome(session))
         finally:
             self._pending[agent_id] -= 1
@@ -140,45 +154,57 @@ class Admission:
                 del self._pending[agent_id]
                 self._turns.pop(agent_id, None)
 
-    async def _objection(self, agent_id: str, hello: Hello) -> Refusal | None:
+    async def _objection(self, agent_id: str, proof: Proof, instance: str) -> Refusal | None:
         """Why the agent gets no session. Ends a session that this one replaces."""
         core = self._core
         held = core.sessions.get(agent_id)
         if held is None and len(core.sessions) >= core.settings.agents_max:
             core.refusals.note(Cause.FULL, agent_id, f"the gateway has {len(core.sessions):,} agents")
             return Refusal("the gateway has as many agents as it accepts", FULL_SECONDS)
-        if held is not None and not await self._yields(held, hello.instance):
-            return self._refuse_clone(agent_id, hello.instance, f"instance {held.instance} at this gateway")
-        objection = await core.peers.claim(
-            agent_id, hello.instance, lambda claim: self._publish_claim(agent_id, claim), core.monotonic()
-        )
+        claim = Claim(core.name, instance, proof.site, proof.key, proof.issued)
+        if held is not None and not await self._yields(held, claim):
+            is_newer = held.proof.supersedes(proof)
+            return self._refuse_rival(agent_id, claim, f"instance {held.instance} at this gateway", is_newer=is_newer)
+        objection = await core.peers.claim(agent_id, lambda: self._publish_claim(agent_id, claim), core.monotonic())
         if objection is None:
             return None
         if objection.claims:
             return Refusal(f"gateway {objection.gateway} is about to answer", RIVAL_SECONDS)
-        return self._refuse_clone(agent_id, hello.instance, f"an instance at gateway {objection.gateway}")
+        holder = f"an instance at gateway {objection.gateway}"
+        return self._refuse_rival(agent_id, claim, holder, is_newer=objection.newer)
 
-    def _refuse_clone(self, agent_id: str, instance: str, holder: str) -> Refusal:
+    def _refuse_rival(self, agent_id: str, claim: Claim, holder: str, *, is_newer: bool) -> Refusal:
+        """Refuse an instance because the holder of the session answers, or has a newer token."""
+        core = self._core
+        if is_newer:
+            what = f"{holder} has a newer token, so that of instance {claim.instance} at site {claim.site} is void"
+            core.refusals.note(Cause.IDENTITY, agent_id, what)
+            return Refusal(f"agent {clipped(agent_id)} has newer credentials than these", CLONE_WAIT_SECONDS)
         what = (
-            f"the agent is connected twice: {holder} answers, so instance {instance} is refused. One of them is a "
-            "cloned host, or uses credentials that are not its own"
+            f"the agent is connected twice: {holder} answers, so instance {claim.instance} is refused. One of them is "
+            "a cloned host, or uses credentials that are not its own"
         )
-        self._core.refusals.note(Cause.CLONE, agent_id, what)
+        core.refusals.note(Cause.CLONE, agent_id, what)
         reason = f"another instance of agent {clipped(agent_id)} is connected (a cloned host? enrol it again)"
         return Refusal(reason, CLONE_WAIT_SECONDS)
 
-    async def _yields(self, held: AgentSession, instance: str) -> bool:
+    async def _yields(self, held: AgentSession, claim: Claim) -> bool:
         """Whether a session makes way for an instance of its agent; then it has ended, and Zeek knows if need be."""
         core = self._core
-        if held.instance == instance:
+        proof = Proof(claim.site, claim.key, claim.issued)
+        is_newer = proof.supersedes(held.proof)
+        if held.proof.supersedes(proof):
+            return False
+        if held.instance == claim.instance and (is_newer or held.proof.site == claim.site):
             core.end(held, "replaced", report=False)
             return True
-        if await self._shows_itself(held):
+        if not is_newer and await self._shows_itself(held):
             return False
         if not held.ended:
             log.info(
-                "agent %s: instance %s does not answer and is replaced by instance %s",
-                visible(held.agent_id), visible(held.instance), visible(instance),
+                "agent %s: instance %s at site %s %s and is replaced by instance %s at site %s",
+                visible(held.agent_id), visible(held.instance), held.address.site,
+                "has an older token" if is_newer else "does not answer", visible(claim.instance), visible(claim.site),
             )  # fmt: skip
             reported = asyncio.Event()
             core.end(held, "replaced by another instance", again=Again(FULL_SECONDS), reported=reported.set)
@@ -199,13 +225,14 @@ class Admission:
         await asyncio.wait([sign], timeout=CLONE_SECONDS)
         return sign.done() and not session.ended
 
-    def _open(self, agent_id: str, hello: Hello) -> AgentSession:
+    def _open(self, agent: Address, proof: Proof, hello: Hello) -> AgentSession:
         core, settings = self._core, self._core.settings
         now = core.monotonic()
-        if (raced := core.sessions.get(agent_id)) is not None:
+        if (raced := core.sessions.get(agent.agent_id)) is not None:
             core.end(raced, "replaced", report=False)
         session = AgentSession(
-            agent_id=agent_id,
+            address=Address(proof.site, agent.agent_id),
+            proof=proof,
             name=secrets.token_hex(8),
             instance=hello.instance,
             version=hello.version,
@@ -244,17 +271,21 @@ class Admission:
 
     async def _answer_claim(self, agent_id: str, claim: Claim, reply: str) -> None:
         core = self._core
-        held = core.peers.rival(agent_id, claim)
+        held, newer = core.peers.rival(agent_id, claim), False
         session = core.sessions.get(agent_id)
         if not held and session is not None:
-            held = not await self._yields(session, claim.instance)
-            if held:
+            held = not await self._yields(session, claim)
+            newer = session.proof.supersedes(Proof(claim.site, claim.key, claim.issued))
+            if newer:
+                what = f"gateway {claim.gateway} claims it for site {claim.site} with a token older than the session's"
+                core.refusals.note(Cause.IDENTITY, agent_id, what)
+            elif held:
                 what = (
                     f"instance {session.instance} answers here, so instance {claim.instance} at gateway "
                     f"{claim.gateway} is refused"
                 )
                 core.refusals.note(Cause.CLONE, agent_id, what)
-        self._answer(reply, ClaimAnswer(core.name, held))
+        self._answer(reply, ClaimAnswer(core.name, held, newer))
 
     async def receive_reply(self, received: Received) -> None:
         """A gateway answers a claim."""

@@ -12,6 +12,8 @@ class Cause(StrEnum):
 
     MALFORMED = "malformed"
     """Not a message of the bus or of the API, or a value that Zeek would not read."""
+    IDENTITY = "identity"
+    """No valid token proves the agent's id and site; or a site speaks for a session of another one."""
     AGENT = "agent"
     """It names another agent."""
     TOPIC = "topic"

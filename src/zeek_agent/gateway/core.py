@@ -13,6 +13,7 @@ from zeek_agent.bus import messages, subjects
 from zeek_agent.bus.messages import Again, Message
 from zeek_agent.bus.subjects import Down
 from zeek_agent.config import GatewaySettings
+from zeek_agent.gateway.agent_tokens import AgentTokens
 from zeek_agent.gateway.causes import Cause
 from zeek_agent.gateway.credits import Credits
 from zeek_agent.gateway.hello_pacing import HelloPacing
@@ -55,12 +56,14 @@ class Core:
     payload_bytes_max: int = 1024 * 1024
     """What the server accepts."""
     is_draining: bool = False
+    tokens: AgentTokens = field(init=False)
     credits: Credits[AgentSession] = field(init=False)
     peers: Peers = field(init=False)
     hellos: HelloPacing = field(init=False)
     refusals: RefusalLog = field(init=False)
 
     def __post_init__(self) -> None:
+        self.tokens = AgentTokens(self.clock)
         self.credits = Credits(self.settings.places, self.settings.places_per_agent, self._may_have)
         self.peers = Peers(self.name)
         self.hellos = HelloPacing(self.settings.hellos_per_second)
@@ -82,7 +85,7 @@ class Core:
     def say(self, session: AgentSession, kind: Down, message: Message | None = None) -> None:
         """Queue a message to an agent."""
         payload = b"" if message is None else messages.encode(message)
-        self.outbox.put(subjects.down(session.agent_id, session.name, kind), payload)
+        self.outbox.put(subjects.down(session.address, session.name, kind), payload)
 
     def answers_to(self, inbox: str, reply: str, asker: str) -> bool:
         """Whether a request that has this reply subject may be answered: only in the inbox of who asks."""

@@ -181,7 +181,7 @@ class Downlink:
             await core.outbox.room()
             if not session.ended and core.zeek.ack is not None:
                 core.counters.frames_down += 1
-                core.outbox.put(subjects.down(session.agent_id, session.name, Down.FRAME), payload)
+                core.outbox.put(subjects.down(session.address, session.name, Down.FRAME), payload)
 
     def _zeek_hello(self, hello: ZeekHello) -> None:
         """Another Zeek instance needs the hellos of all agents; so does one that knows `via`, if they were without."""

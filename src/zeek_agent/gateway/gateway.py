@@ -20,7 +20,9 @@ from zeek_agent.bus.link import Link, NoListenerError
 from zeek_agent.bus.messages import BEAT_SECONDS, PEER_BEAT_SECONDS, SILENCE_SECONDS, Again
 from zeek_agent.bus.subjects import Down, Peer
 from zeek_agent.errors import UsageError
+from zeek_agent.gateway import agent_tokens
 from zeek_agent.gateway.admission import Admission, SameNameError
+from zeek_agent.gateway.causes import Cause
 from zeek_agent.gateway.core import Core
 from zeek_agent.gateway.downlink import Downlink
 from zeek_agent.gateway.stats import GatewayStats
@@ -63,7 +65,8 @@ class Gateway:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        holder = _holder(settings)
+        own = _read_credentials(settings)
+        holder = None if own is None else claims(own).name
         name = settings.name or holder or name_of_host(hostname)
         cluster = settings.cluster
         if not settings.servers:
@@ -92,6 +95,8 @@ class Gateway:
             monotonic=monotonic,
         )
         self._core = Core(name, cluster, settings, side, clock, monotonic)
+        if own is not None:
+            self._core.tokens.trust = agent_tokens.trust_of(own)
         self._downlink = Downlink(self._core)
         self._uplink = Uplink(self._core, self._downlink)
         self._admission = Admission(self._core, self._downlink)
@@ -200,11 +205,13 @@ class Gateway:
 
     async def _connect_and_work(self) -> None:
         core, settings = self._core, self._settings
+        own = await asyncio.to_thread(_credentials, settings, core.name)
+        core.tokens.trust = None if own is None else agent_tokens.trust_of(own)
         link = await bus_link.connect(
             settings.servers,
             name=f"{APPLICATION}/{core.name}",
             inbox=subjects.peer(core.cluster, Peer.REPLY, f"{core.name}.inbox"),
-            credentials=await asyncio.to_thread(_credentials, settings, core.name),
+            credentials=own,
             tls=self._tls,
             tls_hostname=settings.tls.server_name,
             on_problem=self._note_problem,
@@ -322,6 +329,8 @@ class Gateway:
             for session in core.sessions:
                 if now - session.heard > SILENCE_SECONDS:
                     core.end(session, "silent", again=Again(1.0))
+                elif core.tokens.has_expired(session.proof):
+                    core.end_for(session, Cause.IDENTITY, "its token has expired")
             link = self._link
             if link is None:
                 continue
@@ -397,12 +406,6 @@ _OTHER_NAME: Final = (
     "gateway.credentials: {file} is for the gateway {holder!r}, not {name!r}, which it does not let receive anything: "
     "set gateway.name, or use the file of that gateway"
 )
-
-
-def _holder(settings: GatewaySettings) -> str | None:
-    """The name in the credentials, None without any. Raises UsageError if they cannot be read."""
-    text = _read_credentials(settings)
-    return None if text is None else claims(text).name
 
 
 def _credentials(settings: GatewaySettings, name: str) -> str | None:

@@ -29,23 +29,28 @@ class KnownPeer:
 
 
 class Objection(NamedTuple):
-    """Another instance of the agent has just shown itself at that gateway; or the gateway claims it now, too."""
+    """Another instance of the agent has just shown itself at that gateway; or the gateway claims it now, too.
+
+    `newer`: the other instance has a newer token.
+    """
 
     gateway: str
     claims: bool
+    newer: bool
 
 
 @dataclass(slots=True)
 class PendingClaim:
     """A claim of this gateway that the others have not all answered."""
 
-    instance: str
     awaited: set[str]
     since: float
     done: asyncio.Future[bool]
     holder: str | None = None
     is_preceded: bool = False
     """Whether another gateway claims the same agent at this moment, and precedes."""
+    is_older: bool = False
+    """Whether the holder's token is newer than that of the agent that is claimed."""
 
 
 @dataclass(slots=True)
@@ -79,9 +84,7 @@ class Peers:
         peer = self.known.pop(name, None)
         return None if peer is None else peer.beat
 
-    async def claim(
-        self, agent_id: str, instance: str, publish: Callable[[Claim], None], now: float
-    ) -> Objection | None:
+    async def claim(self, agent_id: str, publish: Callable[[], None], now: float) -> Objection | None:
         """Claim an agent. Returns None if this gateway may have it.
 
         `publish` sends the claim. A gateway that does not answer has no say.
@@ -89,11 +92,11 @@ class Peers:
         if not self.known:
             return None
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        claim = self.claims[agent_id] = PendingClaim(instance, set(self.known), now, done)
+        claim = self.claims[agent_id] = PendingClaim(set(self.known), now, done)
         try:
-            publish(Claim(self.name, instance))
+            publish()
             await asyncio.wait([done], timeout=ANSWER_SECONDS)
-            return None if claim.holder is None else Objection(claim.holder, claim.is_preceded)
+            return None if claim.holder is None else Objection(claim.holder, claim.is_preceded, claim.is_older)
         finally:
             if self.claims.get(agent_id) is claim:
                 del self.claims[agent_id]
@@ -105,7 +108,7 @@ class Peers:
             return
         claim.awaited.discard(answer.gateway)
         if answer.held:
-            claim.holder = answer.gateway
+            claim.holder, claim.is_older = answer.gateway, answer.newer
         if (answer.held or not claim.awaited) and not claim.done.done():
             claim.done.set_result(answer.held)
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from zeek_agent.bus.subjects import Address
+from zeek_agent.gateway.agent_tokens import Proof
 from zeek_agent.gateway.allowance import Allowance
 from zeek_agent.gateway.frames import CheckedHello
 from zeek_agent.gateway.sent_queries import SentQueries
@@ -20,7 +22,8 @@ _GROUPS: Final = protocol.group_topic("")
 class AgentSession:
     """One agent's session. Times are on the monotonic clock."""
 
-    agent_id: str
+    address: Address
+    proof: Proof
     name: str
     instance: str
     version: str
@@ -59,6 +62,10 @@ class AgentSession:
     ended: bool = False
     signs: list[asyncio.Future[None]] = field(default_factory=list)
     """Waiting for the agent to show itself."""
+
+    @property
+    def agent_id(self) -> str:
+        return self.address.agent_id
 
     def note_heard(self, now: float) -> None:
         self.heard = now

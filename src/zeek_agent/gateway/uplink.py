@@ -39,9 +39,13 @@ class Uplink:
         except ValueError as error:
             core.refusals.note(Cause.MALFORMED, "?", str(error))
             return
-        session = core.sessions.get(subject.agent_id)
+        session = core.sessions.get(subject.agent.agent_id)
         if session is None or session.name != subject.session:
             self._answer_unknown(subject)
+            return
+        if session.address != subject.agent:
+            what = f"{subject.kind} from site {subject.agent.site} in a session at site {session.address.site}"
+            core.refusals.note(Cause.IDENTITY, session.agent_id, what)
             return
         session.note_heard(core.monotonic())
         match subject.kind:
@@ -50,7 +54,7 @@ class Uplink:
             case Up.WANT:
                 self._want(session, received.payload)
             case Up.BEAT:
-                if core.answers_to(subjects.inbox(session.agent_id), received.reply, session.agent_id):
+                if core.answers_to(subjects.inbox(session.address), received.reply, session.agent_id):
                     core.outbox.put(received.reply)
             case Up.BYE:
                 core.end(session, "bye")
@@ -60,14 +64,14 @@ class Uplink:
         core = self._core
         if subject.kind is Up.BYE:
             return
-        core.refusals.note(Cause.SESSION, subject.agent_id, f"{subject.kind} of a session that has ended")
+        core.refusals.note(Cause.SESSION, subject.agent.agent_id, f"{subject.kind} of a session that has ended")
         now = core.monotonic()
         left = self._unknown_left + (now - self._unknown_since) * UNKNOWN_PER_SECOND
         self._unknown_left, self._unknown_since = min(left, UNKNOWN_PER_SECOND), now
-        if self._unknown_left >= 1 and subjects.is_name(subject.session):
+        if self._unknown_left >= 1 and subjects.is_name(subject.session) and subjects.is_name(subject.agent.site):
             self._unknown_left -= 1
             again = messages.encode(Again(UNKNOWN_SECONDS))
-            core.outbox.put(subjects.down(subject.agent_id, subject.session, Down.AGAIN), again)
+            core.outbox.put(subjects.down(subject.agent, subject.session, Down.AGAIN), again)
 
     def _want(self, session: AgentSession, payload: bytes) -> None:
         core = self._core

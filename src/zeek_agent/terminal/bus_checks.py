@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Final
 from zeek_agent import identity
 from zeek_agent.bus import connection, credentials, messages, subjects
 from zeek_agent.bus.messages import BadMessageError, Beacon
-from zeek_agent.bus.subjects import Up
+from zeek_agent.bus.subjects import Address, Up
 from zeek_agent.errors import UsageError
 from zeek_agent.terminal.check import Check
 
 if TYPE_CHECKING:
-    from zeek_agent.bus.credentials import BusFiles
+    from zeek_agent.bus.credentials import BusFiles, User
     from zeek_agent.bus.link import Link, Received
     from zeek_agent.config import Config
     from zeek_agent.destination import Destination
@@ -28,6 +28,12 @@ _WHY_VERSION: Final = (
     "older ones have known faults in authentication (CVE-2023-47090, CVE-2026-58253) or tell each leaf node about the "
     "agents of all others: upgrade nats-server to 2.12.7 or later"
 )
+_LEAF: Final = "leaf-"
+"""Begins the names of servers of sites, as `zeek-agent fleet init` calls them."""
+_WHY_SITE: Final = (
+    "a site's server passes only what agents of that site send: name a server of the agent's own site or a hub, or let "
+    "this one pass that site, too (`zeek-agent fleet site`)"
+)
 _CLOCK_SECONDS: Final = 60.0
 """Difference of clocks that is noted."""
 _EXPIRES_SOON_SECONDS: Final = 3 * 86_400.0
@@ -37,7 +43,7 @@ _REPORT_SECONDS: Final = 1.0
 """For the server to report a permission that is missing."""
 _REPORT_TRIES: Final = 20
 _STRANGER: Final = "doctor-another-agent"
-"""The id of an agent for which this one must not speak."""
+"""The id of an agent, and the name of a site, for which this one must not speak."""
 
 
 def checks(config: Config, places: Paths, target: Destination, clock: float | None = None) -> list[Check]:
@@ -52,7 +58,11 @@ def checks(config: Config, places: Paths, target: Destination, clock: float | No
     found = list(_credentials(files, agent_id, time.time() if clock is None else clock))
     if not agent_id:
         return [*found, Check("bus", "warn", "the agent has no id yet", "start it once, or enroll it, and try again")]
-    return [*found, *asyncio.run(_servers(target, files, agent_id))]
+    try:
+        user = credentials.user(files, agent_id)
+    except UsageError:
+        return found  # which has it
+    return [*found, *asyncio.run(_servers(target, files, user))]
 
 
 def _credentials(files: BusFiles, agent_id: str, now: float) -> Iterator[Check]:
@@ -63,6 +73,7 @@ def _credentials(files: BusFiles, agent_id: str, now: float) -> Iterator[Check]:
         return
     try:
         claims = credentials.claims(credentials.read(file))
+        site = claims.site
     except UsageError as error:
         yield Check("bus credentials", "fail", str(error), "`zeek-agent enroll` gets new ones")
         return
@@ -87,7 +98,7 @@ def _credentials(files: BusFiles, agent_id: str, now: float) -> Iterator[Check]:
         yield Check("bus credentials", "warn", f"{file} expires in {(claims.expires - now) / 3600:.0f} hours", advice)
     else:
         until = f"{(claims.expires - now) / 86_400:.0f} days" if claims.expires else "ever"
-        yield Check("bus credentials", "ok", f"{file}, for {claims.name}, valid for {until}")
+        yield Check("bus credentials", "ok", f"{file}, for {claims.name} of site {site}, valid for {until}")
 
 
 def _exposure(file: Path) -> str | None:
@@ -95,15 +106,15 @@ def _exposure(file: Path) -> str | None:
     return f"{file} has mode {mode:03o}" if mode & 0o077 else None
 
 
-async def _servers(target: Destination, files: BusFiles, agent_id: str) -> list[Check]:
-    """Each server by itself; permissions and gateways at the first that works."""
+async def _servers(target: Destination, files: BusFiles, user: User) -> list[Check]:
+    """Each server by itself; permissions at the first that works."""
     found: list[Check] = []
     is_examined = False
     for host, port in ((target.host, target.port), *target.others):
         server = replace(target, host=host, port=port, others=())
         problems: list[str] = []
         try:
-            link = await connection.open_link(server, files, agent_id, "zeek-agent doctor", problems.append)
+            link = await connection.open_link(server, files, user, "zeek-agent doctor", problems.append)
         except (OSError, UsageError) as error:
             found.append(Check("bus", "fail", connection.explain(error, server), "`zeek-agent run` keeps retrying"))
             continue
@@ -111,8 +122,8 @@ async def _servers(target: Destination, files: BusFiles, agent_id: str) -> list[
             found += _server(server, link)
             if not is_examined:
                 is_examined = True
-                found += await _permissions(link, agent_id, problems)
-                found.append(await _gateways(link, agent_id))
+                found += await _permissions(link, user.address, problems)
+            found.append(await _gateways(server, link, user.address))
         except OSError as error:
             found.append(Check("bus", "fail", connection.explain(error, server), "`zeek-agent run` keeps retrying"))
         finally:
@@ -134,17 +145,18 @@ def _server(server: Destination, link: Link) -> Iterator[Check]:
         yield Check("bus", "warn", found, "longer rows are left out: raise max_payload of all servers to 1 MB")
 
 
-async def _permissions(link: Link, agent_id: str, problems: list[str]) -> list[Check]:
+async def _permissions(link: Link, agent: Address, problems: list[str]) -> list[Check]:
     """Whether the agent may do what it has to, and may not speak or listen for others."""
-    await link.subscribe(subjects.sessions_down(agent_id), _ignore)
+    stranger = Address(_STRANGER, _STRANGER)
+    await link.subscribe(subjects.sessions_down(agent), _ignore)
     await link.subscribe(subjects.all_agents(), _ignore)
-    await link.publish(subjects.up("doctor", agent_id, "doctor", Up.BEAT))
+    await link.publish(subjects.up("doctor", agent, "doctor", Up.BEAT))
     if lacking := await _reported(link, problems):
         advice = "the credentials are another agent's, or their permissions are not those of `zeek-agent fleet init`"
         return [Check("bus permissions", "fail", f"the server reports: {'; '.join(lacking)}", advice)]
-    await link.publish(subjects.up("doctor", _STRANGER, "doctor", Up.BEAT))
+    await link.publish(subjects.up("doctor", stranger, "doctor", Up.BEAT))
     may_speak = not await _reported(link, problems)
-    await link.subscribe(subjects.sessions_down(_STRANGER), _ignore)
+    await link.subscribe(subjects.sessions_down(stranger), _ignore)
     may_listen = not await _reported(link, problems)
     if may_speak or may_listen:
         what = " and ".join(["speak"] * may_speak + ["listen"] * may_listen)
@@ -169,8 +181,8 @@ async def _ignore(_: Received) -> None:
     pass
 
 
-async def _gateways(link: Link, agent_id: str) -> Check:
-    """The gateways that answer now."""
+async def _gateways(server: Destination, link: Link, agent: Address) -> Check:
+    """The gateways that answer now through a server."""
     found: set[str] = set()
 
     async def heard(message: Received) -> None:
@@ -181,10 +193,14 @@ async def _gateways(link: Link, agent_id: str) -> Check:
         if subjects.is_name(beacon.cluster):
             found.add(f"{beacon.cluster} by {beacon.gateway}")
 
-    replies = f"{subjects.inbox(agent_id)}.doctor"
+    replies = f"{subjects.inbox(agent)}.doctor"
     await link.subscribe(replies, heard)
-    await link.publish(subjects.who(subjects.token(agent_id)), reply=replies)
+    await link.publish(subjects.who(agent), reply=replies)
     await asyncio.sleep(_ANSWER_SECONDS)
     if not found:
-        return Check("gateways", "warn", "none answers", "start `zeek-agent gateway` next to Zeek, or check its log")
-    return Check("gateways", "ok", ", ".join(sorted(found)))
+        verdict = f"none answers through {server}"
+        if link.server_name.startswith(_LEAF) and link.server_name != f"{_LEAF}{agent.site}":
+            verdict += f", a server of site {link.server_name.removeprefix(_LEAF)}; this agent is of site {agent.site}"
+            return Check("gateways", "warn", verdict, _WHY_SITE)
+        return Check("gateways", "warn", verdict, "start `zeek-agent gateway` next to Zeek, or check its log")
+    return Check("gateways", "ok", f"{', '.join(sorted(found))} through {server}")
