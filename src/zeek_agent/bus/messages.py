@@ -140,12 +140,25 @@ class Again(Message, frozen=True):
     reason: _Text = ""
 
 
+class HeldSession(Message, frozen=True):
+    """A session of the sender with an agent, by the token of its id; `age` is in seconds.
+
+    `shown`: two instances of the agent have sessions, and this one, the first, has just answered a ping.
+    """
+
+    agent: _Text
+    instance: _Text
+    age: Annotated[float, Meta(ge=0)]
+    shown: bool = False
+
+
 class PeerBeat(Message, frozen=True):
     """A gateway tells the others of its cluster that it is there. `ready` while it has Zeek.
 
     `life` is new at each start, so that two gateways with one name notice each other; the one that has been connected
-    for less time, by `age` in seconds, ends. `leaving`: it drains, and its
-    silence from now on is not a failure.
+    for less time, by `age` in seconds, ends. `leaving`: it drains, and its silence from now on is not a failure.
+    `holds` are some of its sessions: an agent may have another one at the receiver if the gateways did not know each
+    other for a while.
     """
 
     gateway: _Text
@@ -154,6 +167,7 @@ class PeerBeat(Message, frozen=True):
     life: _Text = ""
     leaving: bool = False
     age: Annotated[float, Meta(ge=0)] = 0.0
+    holds: tuple[HeldSession, ...] = ()
 
 
 class Claim(Message, frozen=True):

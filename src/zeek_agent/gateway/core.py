@@ -33,6 +33,8 @@ REFUSED_FRAMES_MAX: Final = 100
 """Frames of a session that are refused before it ends."""
 AGAIN_SECONDS: Final = 60.0
 """An agent whose session ended by its own fault may come again after at most this time."""
+CLONE_WAIT_SECONDS: Final = 300.0
+"""A refused clone may try again after this time."""
 
 
 @dataclass(eq=False, slots=True)

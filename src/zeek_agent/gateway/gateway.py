@@ -121,6 +121,7 @@ class Gateway:
                 ("connection to the bus", self._keep_connected()),
                 ("hellos to Zeek", self._downlink.send_hellos()),
                 ("intervals", self._tick()),
+                ("sessions to other gateways", self._admission.doubles.run()),
             )
         ]
         try:
