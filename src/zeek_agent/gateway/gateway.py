@@ -387,6 +387,7 @@ class Gateway:
             bus_dropped=self._bus_dropped + (0 if self._link is None else self._link.dropped),
             bus_reconnects=self._bus_reconnects,
             grants=core.credits.granted,
+            grants_overdue=core.credits.overdue,
             grants_lapsed=core.credits.lapsed,
             late_batches=core.credits.late,
             hellos_due=len(core.hellos),
