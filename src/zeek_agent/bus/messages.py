@@ -18,7 +18,7 @@ from zeek_agent.errors import ZeekAgentError
 PROTOCOL: Final = 1
 """Version of the bus's own messages; a peer refuses a hello with a greater one that it does not know."""
 SMALL_BATCH_BYTES: Final = 4096
-"""A batch up to this size needs no grant, as long as it is the only one of its agent without an `Ack`.
+"""A batch up to this size needs no grant, as long as no other one up to it is without an `Ack`.
 
 10,000 agents thus send a gateway at most 40 MB unasked, less than its client holds (64 MB)."""
 BATCH_BYTES_MAX: Final = 768 * 1024
