@@ -35,7 +35,7 @@ class Direction:
     def release(self) -> None:
         self._open.set()
 
-    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, vanished: asyncio.Event) -> None:
         free_at = 0.0
         while data := await reader.read(65_536):
             await self._open.wait()
@@ -45,6 +45,8 @@ class Direction:
                 free_at = max(free_at, time.monotonic()) + len(data) / self.bytes_per_second
                 await asyncio.sleep(free_at - time.monotonic())
             await self._open.wait()
+            if vanished.is_set():
+                await asyncio.get_running_loop().create_future()
             writer.write(data)
             self.forwarded_bytes += len(data)
             await writer.drain()
@@ -61,6 +63,8 @@ class FaultyProxy:
     connections: int = 0
     refuses: bool = False
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
+    _vanished: asyncio.Event = field(default_factory=asyncio.Event)
+    """Of the connections of this moment."""
 
     def hold(self) -> None:
         """Forward nothing in either direction; connections stay open."""
@@ -70,6 +74,11 @@ class FaultyProxy:
     def release(self) -> None:
         self.to_server.release()
         self.to_client.release()
+
+    def vanish(self) -> None:
+        """Forward nothing more over the present connections, without an end; new ones work."""
+        self._vanished.set()
+        self._vanished = asyncio.Event()
 
     def cut(self) -> None:
         """Reset all connections, and new ones at once."""
@@ -93,9 +102,10 @@ class FaultyProxy:
             if far is None:
                 return
             self._writers.add(far)
+            vanished = self._vanished
             ways = [
-                asyncio.create_task(self.to_server.carry(reader, far)),
-                asyncio.create_task(self.to_client.carry(far_reader, writer)),
+                asyncio.create_task(self.to_server.carry(reader, far, vanished)),
+                asyncio.create_task(self.to_client.carry(far_reader, writer, vanished)),
             ]
             try:
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -103,6 +113,8 @@ class FaultyProxy:
                 for way in ways:
                     way.cancel()
                 await asyncio.gather(*ways, return_exceptions=True)
+        except asyncio.CancelledError:
+            return  # the event loop ends; the server would log it as an error
         finally:
             for one in (writer, far):
                 if one is not None:

@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _DOWN: Final = {kind.value: kind for kind in Down}
-PAYLOAD_BYTES_MIN: Final = 64 * 1024
-"""Shortest `max_payload` of a server that the agent uses."""
 NO_EXTRA: Final = (
     "{url} needs the Python packages of the extra `fleet`, which are not installed: pip install 'zeek-agent[fleet]'"
 )
@@ -140,11 +138,7 @@ class BusConnection(LastingConnection):
             self.destination, self._files, self._agent_id, f"zeek-agent {self._agent_id}", self._report
         )
         try:
-            if connected.payload_bytes_max < PAYLOAD_BYTES_MIN:
-                raise ConnectionError(
-                    f"{connected.server} accepts messages of {connected.payload_bytes_max:,} bytes only: raise its "
-                    f"max_payload to {PAYLOAD_BYTES_MIN:,} or more, the default is 1 MB"
-                )
+            connected.require_payloads()
             self._link = connected
             self._failed = asyncio.get_running_loop().create_future()
             log.info("connected to the bus at %s, NATS %s", connected.server, connected.server_version)

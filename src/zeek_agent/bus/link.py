@@ -31,6 +31,8 @@ CLOSE_SECONDS: Final = 1
 """For the end of a connection."""
 PING_SECONDS: Final = 20
 """Interval of pings; two without an answer end the connection."""
+PAYLOAD_BYTES_MIN: Final = 64 * 1024
+"""Shortest `max_payload` of a usable server."""
 NO_TLS: Final = "it does not require TLS, so the connection would not be encrypted"
 """Of a server with a `tls://` URL."""
 PENDING_MESSAGES: Final = 65_536
@@ -82,6 +84,14 @@ class Link:
     def payload_bytes_max(self) -> int:
         """Longest payload that the server accepts."""
         return self._client.max_payload
+
+    def require_payloads(self) -> None:
+        """Raises ConnectionError for a server that accepts short messages only."""
+        if self.payload_bytes_max < PAYLOAD_BYTES_MIN:
+            raise ConnectionError(
+                f"{self.server} accepts messages of {self.payload_bytes_max:,} bytes only: raise its max_payload to "
+                f"{PAYLOAD_BYTES_MIN:,} or more, the default is 1 MB"
+            )
 
     async def ended(self) -> None:
         """Wait for the end of the connection, and raise ConnectionError with its cause."""

@@ -213,6 +213,7 @@ class Gateway:
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         sender: asyncio.Task[None] | None = None
         try:
+            link.require_payloads()
             core.outbox.clear()
             core.payload_bytes_max = link.payload_bytes_max
             await self._subscribe(link, failed)
