@@ -423,8 +423,9 @@ class CollectorTlsSettings(Section, frozen=True):
     ids: Annotated[
         Literal["any", "certificate"],
         Meta(
-            description="`certificate`: an agent may only have the id that is the common name of its certificate, as "
-            "enrolment issues it; one of the organizational unit `gateway` may have connections for any"
+            description="`certificate`: an agent may only have the id in its certificate, in the alternative name "
+            "`urn:zeek-agent:ID` as enrolment issues it, or else the common name; one of the organizational unit "
+            "`gateway` may have connections for any"
         ),
     ] = "any"
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from zeek_agent.config import CollectorTlsSettings
 from zeek_agent.errors import UsageError
-from zeek_agent.fleet.enrolled import GATEWAY_UNIT
+from zeek_agent.fleet.enrolled import GATEWAY_UNIT, certified_id
 
 HANDSHAKE_SECONDS: Final = 10.0
 """How long a client may take for the TLS handshake."""
@@ -145,7 +145,7 @@ def may_speak_for(certificate: Mapping[str, Any] | None, agent_id: str) -> bool:
     """Whether a certificate names that agent, or is a gateway's, which speaks for many."""
     names = [named for part in (certificate or {}).get("subject", ()) for named in part]
     is_gateway = ("organizationalUnitName", GATEWAY_UNIT) in names
-    return is_gateway or [value for name, value in names if name == "commonName"] == [agent_id]
+    return is_gateway or certified_id(certificate) == agent_id
 
 
 _SHORT: Final = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU", "countryName": "C"}

@@ -14,7 +14,6 @@ from zeek_agent.bus import subjects
 from zeek_agent.errors import UsageError
 from zeek_agent.fleet import authority, configurations, directory, jwt, nkey, registry, roles, tokens
 from zeek_agent.fleet.directory import EnrolmentSettings, Fleet, Place, Revocation, Site
-from zeek_agent.fleet.enrolled import GATEWAY_UNIT
 from zeek_agent.fleet.issuing import CREDENTIAL_SECONDS
 from zeek_agent.fleet.nkey import Key
 from zeek_agent.fleet.registry import AgentRow, TokenRow
@@ -119,7 +118,7 @@ def write_gateway(place: Place, name: str, clusters: Sequence[str], now: float) 
     _write_user(place, roles.GATEWAY, name, where / "gateway.creds", now, roles.tags(roles.CLUSTER, clusters))
     key = authority.new_key()
     signer = place.authority("agents-ca")
-    certificate = signer.client(name, authority.public_key(key), now, now + HOST_SECONDS, GATEWAY_UNIT)
+    certificate = signer.gateway(name, authority.public_key(key), now, now + HOST_SECONDS)
     _write_pair(where / "client", authority.Pair(certificate, key))
     directory.write(where / "ca.pem", _server_ca(place))
     directory.write(where / "zeek-agent.toml", configurations.gateway(place.fleet(), name, clusters[0]))

@@ -145,7 +145,7 @@ class Enrolment:
             account=issuer.account,
             tags=roles.tags(roles.GROUP, [subjects.token(group) for group in row.groups]),
         )
-        certificate = issuer.authority.client(request.agent_id, public, now, expires)
+        certificate = issuer.authority.agent(request.agent_id, public, now, expires)
         self.granted += 1
         log.info(
             "%s agent %s (%s) from %s, key %s",
