@@ -420,6 +420,13 @@ class CollectorTlsSettings(Section, frozen=True):
         str | None,
         Meta(description="PEM file of CA certificates; agents then need a client certificate signed by one of these"),
     ] = None
+    crl: Annotated[
+        str | None,
+        Meta(
+            description="PEM file of these CAs' revocation lists, `collector/agents.crl` of a fleet; whose certificate "
+            "is in it is refused, and so is everybody once a list has expired"
+        ),
+    ] = None
     ids: Annotated[
         Literal["any", "certificate"],
         Meta(

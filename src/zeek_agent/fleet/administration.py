@@ -25,6 +25,8 @@ HOST_SECONDS: Final = 365 * DAY_SECONDS
 TOKEN_USES_MAX: Final = 100_000
 _ONLINE: Final = (roles.AGENT, roles.BOOTSTRAP)
 """Roles whose signing keys the enrolment service has."""
+CRL: Final = "agents.crl"
+"""Revoked certificates of agents and gateways, in `enrolment/` and for collectors."""
 _UNITS: Final = {"min": 60.0, "h": 3600.0, "d": DAY_SECONDS}
 
 
@@ -166,7 +168,43 @@ def revoke(place: Place, names: Sequence[str], now: float) -> list[Revoked]:
         issued = max(int(now), fleet.tokens_issued + 1)
         directory.write_json(place.directory / "fleet.json", replace(fleet, revoked=entries, tokens_issued=issued))
         _write_configurations(place)
+    if (place.enrolment / "agents-ca.key").exists():
+        write_revocation_list(place, now, _certificates(place, revoked, now))
     return revoked
+
+
+def write_revocation_list(place: Place, now: float, more: Mapping[int, float] | None = None) -> None:
+    """Write the list of revoked certificates: those of the last one, of revoked agents, and `more`.
+
+    Without the registry, as where only `keys/` is, the last list keeps its entries.
+    """
+    signer = place.authority("agents-ca")
+    file = place.enrolment / CRL
+    oldest = now - HOST_SECONDS - DAY_SECONDS  # by then all certificates have expired
+    try:
+        before = signer.revoked(directory.read_text(file)) if file.exists() else {}
+    except ValueError as error:
+        raise UsageError(f"cannot use the revocation list {file}: {error}") from None
+    entries = {serial: when for serial, when in before.items() if when > oldest}
+    if place.registry.exists():
+        with registry.opened(place.registry) as opened:
+            entries |= opened.revoked_certificates(now)
+    text = signer.revocation_list({**entries, **(more or {})}, now)
+    directory.write(file, text)
+    if place.enrolment != place.directory:
+        directory.write(place.directory / "collector" / CRL, text)
+
+
+def _certificates(place: Place, revoked: Sequence[Revoked], now: float) -> dict[int, float]:
+    """Serial numbers of the certificates of revoked gateways."""
+    labels = {key: label for label, key in place.fleet().issued.items()} if place.has_keys else {}
+    found = {}
+    for one in revoked:
+        role, _, name = labels.get(one.key, "").partition(":")
+        file = place.directory / "gateways" / name / "client.pem"
+        if role == roles.GATEWAY and file.exists():
+            found[authority.serial_number(directory.read_text(file))] = now
+    return found
 
 
 def account_tokens(place: Place) -> tuple[str, str]:
@@ -265,6 +303,7 @@ def write_services(place: Place, now: float) -> None:
     directory.write(base / "agent" / "ca.pem", ca)
     _write_pair(base / "collector" / "server", signer.server(fleet.collector, now))
     directory.write(base / "collector" / "agents-ca.pem", directory.read_text(enrolment / "agents-ca.pem"))
+    write_revocation_list(place, now)
     directory.write(base / "collector" / "zeek-agent.toml", configurations.collector(fleet))
     directory.write(base / "collector" / "zeek-agent-collector.service", configurations.collector_unit())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -18,6 +18,7 @@ from zeek_agent.fleet.enrolled import COMMON_NAME_CHARACTERS_MAX, GATEWAY_UNIT, 
 
 CA_DAYS: Final = 3650
 SERVER_DAYS: Final = 730
+CRL_DAYS: Final = 365
 SKEW: Final = timedelta(minutes=5)
 """A certificate is valid from so long before it was made, for clocks that are behind."""
 
@@ -89,6 +90,30 @@ class Authority:
             builder = builder.add_extension(names, critical=False)
         return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
 
+    def revocation_list(self, revoked: Mapping[int, float], now: float) -> str:
+        """A list of revoked certificates, by serial number and time, in PEM format."""
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self.certificate.subject)
+            .last_update(_time(now) - SKEW)
+            .next_update(_time(now) + timedelta(days=CRL_DAYS))
+            .add_extension(x509.CRLNumber(int(now)), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(_public(self.certificate)), critical=False
+            )
+        )
+        for serial, when in sorted(revoked.items()):
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(_time(when)).build()
+            builder = builder.add_revoked_certificate(entry)
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+
+    def revoked(self, revocation_list: str) -> dict[int, float]:
+        """The certificates in a list of this authority, as `revocation_list` takes them. Raises ValueError."""
+        read = x509.load_pem_x509_crl(revocation_list.encode())
+        if not read.is_signature_valid(_public(self.certificate)):
+            raise ValueError("the revocation list is of another authority")
+        return {one.serial_number: one.revocation_date_utc.timestamp() for one in read}
+
 
 def new_authority(name: str, now: float) -> Pair:
     """A new authority, which signs itself."""
@@ -144,6 +169,11 @@ def fits(certificate: str, key: str, agent_id: str) -> bool:
         return read.public_key() == public_key(key) and uris == [id_uri(agent_id)]
     except (ValueError, UnsupportedAlgorithm, x509.ExtensionNotFound):
         return False
+
+
+def serial_number(certificate: str) -> int:
+    """Of a certificate in PEM format. Raises ValueError."""
+    return x509.load_pem_x509_certificate(certificate.encode()).serial_number
 
 
 def der(certificate: str) -> bytes:

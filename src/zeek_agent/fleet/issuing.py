@@ -146,6 +146,8 @@ class Enrolment:
             tags=roles.tags(roles.GROUP, [subjects.token(group) for group in row.groups]),
         )
         certificate = issuer.authority.agent(request.agent_id, public, now, expires)
+        with self._registry.transaction():
+            self._registry.add_certificate(authority.serial_number(certificate), row.key, expires, now)
         self.granted += 1
         log.info(
             "%s agent %s (%s) from %s, key %s",
