@@ -211,7 +211,7 @@ class Admission:
             instance=hello.instance,
             version=hello.version,
             groups=all_groups(hello.groups),
-            queries=SentQueries(settings.queries_max),
+            queries=SentQueries(settings.queries_max, core.query_memory),
             allowance=Allowance(settings.rows_per_second, settings.bytes_per_second, now),
             began=now,
             heard=now,
