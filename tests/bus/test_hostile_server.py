@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -79,6 +80,15 @@ async def test_a_handshake_with_something_else_ends_in_an_error(talk: Talk, monk
     async with server(talk) as url:
         with pytest.raises(ConnectionError, match=r"^nats://127\.0\.0\.1:\d+: .*[a-z]"):
             await connect(url)
+
+
+async def test_a_tls_handshake_that_never_ends_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "CONNECT_SECONDS", 1)
+    async with server(saying(INFO % b',"tls_required":true,"tls_available":true')) as url:
+        with pytest.raises(ConnectionError, match=r"^tls://127\.0\.0\.1:\d+"):
+            await link.connect(
+                [url.replace("nats:", "tls:")], name="test", inbox="za.v1.dn.H.r", tls=ssl.create_default_context()
+            )
 
 
 async def handshake(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

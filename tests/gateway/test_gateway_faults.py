@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,9 @@ from proxied_fleet import SETTINGS, proxied_fleet
 from waiting import until
 from zeek_server import ZeekServer
 
+from zeek_agent.bus.connection import BusConnection
 from zeek_agent.bus.session import Times
+from zeek_agent.queries.runner import QueryRunner
 
 PATIENT = structs.replace(SETTINGS, pong_timeout=120.0, script_timeout=60.0)
 
@@ -86,3 +90,29 @@ async def test_a_gateway_does_not_use_a_server_that_accepts_short_messages_only(
         async with gateway(nats.url, zeek.url(), ready=False) as gw:
             await until(lambda: "accepts messages of 32,768 bytes only" in caplog.text)
             assert not gw.stats().bus_connected
+
+
+@pytest.mark.parametrize("hour", [3_600.0, -3_600.0])
+@pytest.mark.parametrize("whose", ["agent", "gateway"])
+async def test_when_a_clock_is_set_each_row_is_delivered_once(
+    tmp_path: Path, whose: str, hour: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead = {"agent": 0.0, "gateway": 0.0}
+
+    def clock() -> float:
+        return time.time() + ahead["agent"]
+
+    monkeypatch.setattr("simulated_fleet.agents.BusConnection", partial(BusConnection, clock=clock))
+    monkeypatch.setattr("simulated_fleet.agents.QueryRunner", partial(QueryRunner, clock=clock))
+    async with proxied_fleet(tmp_path) as fleet:
+        fleet.gateway.core.clock = lambda: time.time() + ahead["gateway"]
+        fleet.record(200)
+        ahead[whose] = hour
+        fleet.record(200)
+        await fleet.delivered()
+        fleet.agents_bus.vanish()
+        fleet.record(200)
+        ahead[whose] = 0.0
+        fleet.agents_bus.cut()
+        fleet.agents_bus.mend()
+        await fleet.delivered()
