@@ -60,7 +60,7 @@ class Credits(Generic[S]):
         self._wants: OrderedDict[S, tuple[int, float]] = OrderedDict()
         self._grants: OrderedDict[S, _Grant] = OrderedDict()
         self._overdue: OrderedDict[S, _Grant] = OrderedDict()
-        """Grants that have given up their places, in the order in which they were given, as the others."""
+        """Grants without a place any more. Both are in the order in which they were given."""
         self._usual_seconds = UNUSED_AT_FIRST
         self._unused: dict[S, int] = {}
         self._freed = asyncio.Event()
