@@ -693,25 +693,32 @@ def service_group() -> None:
 
 
 @service_group.command("install")
+@click.option("--gateway", is_flag=True, help="The unit of `zeek-agent gateway`, not those of the agent.")
 @click.option("--no-start", is_flag=True, help="Do not enable and start the service.")
-def service_install(*, no_start: bool) -> None:
+def service_install(*, gateway: bool, no_start: bool) -> None:
     """Write the systemd units for this program, and a configuration if there is none; enable and start the service.
 
-    Run it again after an upgrade. Distribution packages contain the units and do not need this.
+    A gateway is not started until `gateway.servers` and `gateway.cluster` are set. Run it again after an upgrade.
+    Distribution packages contain the units and do not need this.
     """
     from zeek_agent.service import installation
 
-    for line in installation.Service().install(installation.installed_program(), start=not no_start):
+    service = installation.Service(name=installation.GATEWAY_UNIT if gateway else installation.UNIT)
+    for line in service.install(installation.installed_program(), start=not no_start):
         click.echo(line)
 
 
 @service_group.command("uninstall")
+@click.option("--gateway", is_flag=True, help="The unit of `zeek-agent gateway`, not those of the agent.")
 @click.option("--purge", is_flag=True, help="Remove recorded events, logs and the configuration, too.")
-def service_uninstall(*, purge: bool) -> None:
+def service_uninstall(*, gateway: bool, purge: bool) -> None:
     """Stop the service and remove the units that `service install` wrote."""
     from zeek_agent.service import installation
 
-    for line in installation.Service().uninstall(purge=purge):
+    if gateway and purge:
+        raise click.UsageError("--purge removes what an agent has; a gateway has nothing but the configuration")
+    service = installation.Service(name=installation.GATEWAY_UNIT if gateway else installation.UNIT)
+    for line in service.uninstall(purge=purge):
         click.echo(line)
 
 

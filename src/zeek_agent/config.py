@@ -420,11 +420,19 @@ class CollectorTlsSettings(Section, frozen=True):
         str | None,
         Meta(description="PEM file of CA certificates; agents then need a client certificate signed by one of these"),
     ] = None
+    crl: Annotated[
+        str | None,
+        Meta(
+            description="PEM file of these CAs' revocation lists, `collector/agents.crl` of a fleet; whose certificate "
+            "is in it is refused, and so is everybody once a list has expired"
+        ),
+    ] = None
     ids: Annotated[
         Literal["any", "certificate"],
         Meta(
-            description="`certificate`: an agent may only have the id that is the common name of its certificate, as "
-            "enrolment issues it; one of the organizational unit `gateway` may have connections for any"
+            description="`certificate`: an agent may only have the id in its certificate, in the alternative name "
+            "`urn:zeek-agent:ID` as enrolment issues it, or else the common name; one of the organizational unit "
+            "`gateway` may have connections for any"
         ),
     ] = "any"
 

@@ -25,6 +25,7 @@ from waiting import until
 from zeek_agent import destination
 from zeek_agent.bus import credentials, link, messages, subjects
 from zeek_agent.bus.cluster import turn
+from zeek_agent.bus.cluster_places import CLUSTERS_MAX
 from zeek_agent.bus.connection import BusConnection
 from zeek_agent.bus.credentials import BusFiles
 from zeek_agent.bus.messages import Beacon, Refusal
@@ -457,6 +458,31 @@ async def test_only_named_clusters_get_a_session(server: NatsServer) -> None:
         await other.beacon()
         await asyncio.sleep(0.2)
     assert other.greetings == []
+
+
+async def test_invented_clusters_do_not_keep_out_one_that_serves_the_agent(
+    server: NatsServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("zeek_agent.bus.cluster_places.TRIAL_SECONDS", 0.5)
+    async with scripted_gateway(server.url, "hostile", "gw9", beacons=False) as hostile, agent(server.url) as one:
+        await until(lambda: hostile.asked)
+        invented = [f"c{number}" for number in range(200)]
+        for name in invented:
+            await hostile.link.publish(
+                subjects.who_replies(IDENTITY.agent), messages.encode(Beacon("gw9", cluster=name))
+            )
+            await hostile.link.publish(subjects.all_agents(name), messages.encode(Beacon("gw9")))
+        await until(lambda: len(one.connection.clusters) == CLUSTERS_MAX)
+        async with scripted_gateway(server.url, "main") as gateway:
+            await asyncio.sleep(0.6)
+            await gateway.beacon()
+            await (await gateway.client()).expect(AgentHello)
+            await hostile.link.publish(subjects.all_agents("another"), messages.encode(Beacon("gw9")))
+            await until(lambda: "another" in {cluster.name for cluster in one.connection.clusters})
+            assert len(one.connection.clusters) == CLUSTERS_MAX
+            assert one.row("nats:main").state == "connected"
+    warnings = [text for text in caplog.messages if "too many clusters on the bus" in text]
+    assert 1 <= len(warnings) <= 4
 
 
 async def test_clusters_have_sessions_and_recipients_of_their_own(server: NatsServer) -> None:

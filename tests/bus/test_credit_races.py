@@ -11,6 +11,7 @@ from waiting import until
 
 from zeek_agent.bus.messages import SMALL_BATCH_BYTES, Ack, Grant, Want
 from zeek_agent.bus.sender import BusSender
+from zeek_agent.gateway.credits import Credits
 
 SMALL, LARGE, LARGER = b"s" * 100, b"l" * 10_000, b"L" * 50_000
 
@@ -57,6 +58,29 @@ async def test_a_grant_for_less_than_is_wanted_by_now_is_not_used() -> None:
         one.grant(Grant(number=bus.wants[1].number))
         await asyncio.gather(*waiting)
         assert bus.batches[1] == SMALL + b"\n" + LARGE
+
+
+async def test_a_small_batch_that_needs_no_credit_wastes_none() -> None:
+    async with sender() as (one, bus):
+        lanes: Credits[str] = Credits(1, 8)
+        large = asyncio.create_task(one.send([LARGE]))
+        await until(lambda: bus.wants)
+        lanes.want("agent", bus.wants[0].bytes, 0.0)
+        assert list(lanes.grants(0.0)) == ["agent"]
+        one.grant(Grant(number=bus.wants[0].number))
+        await large
+        assert lanes.use("agent", len(bus.batches[0]), 0.0)
+        await one.send([SMALL])
+        assert bus.batches == [LARGE, SMALL], "at once, while the large one is unacknowledged"
+        second = asyncio.create_task(one.send([SMALL]))
+        await until(lambda: len(bus.wants) == 2)
+        assert len(bus.batches) == 2, "not while a small one is"
+        one.acknowledge(Ack(1))
+        await asyncio.sleep(0.01)
+        assert len(bus.batches) == 2
+        one.acknowledge(Ack(2))
+        await second
+        assert len(bus.batches) == 3
 
 
 async def test_a_grant_in_an_acknowledgement_is_for_the_want_that_it_names() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import fleet
@@ -15,8 +16,8 @@ from websockets.exceptions import WebSocketException
 from zeek_agent.config import CollectorTlsSettings, TlsSettings
 from zeek_agent.destination import PATH
 from zeek_agent.fleet.directory import Place
-from zeek_agent.fleet.enrolled import EnrolledFiles
-from zeek_agent.fleet.enrolling import Url
+from zeek_agent.fleet.enrolled import EnrolledFiles, certified_id
+from zeek_agent.fleet.enrolling import Url, renew
 from zeek_agent.fleet.service import Service
 from zeek_agent.zeek.tls import client_context
 
@@ -61,6 +62,55 @@ async def test_an_enrolled_agent_is_served_under_its_own_id_only(
             async with connect(url, ssl=other_fleet, compression=None):
                 pass
     assert "hello from Hother: its certificate is that of CN=Ha" in caplog.text
+
+
+LONG = "H" + "long" * 20
+
+
+@pytest.mark.parametrize("agent_id", [LONG, "H" * 100])
+async def test_an_agent_with_a_long_id_is_enrolled_and_served_under_it(tmp_path: Path, agent_id: str) -> None:
+    place = fleet.make(tmp_path / "made")
+    made = place.directory / "collector"
+    given = CollectorTlsSettings(
+        *(str(made / name) for name in ("server.pem", "server.key", "agents-ca.pem")), ids="certificate"
+    )
+    own = client_context(await enrolled(place, tmp_path / "a", agent_id))
+    async with collecting(tmp_path / "logs", settings=replace(SETTINGS, tls=given)) as collector:
+        url = f"wss://{HOST}:{collector.address[1]}{PATH}"
+        async with connect(url, ssl=own, compression=None) as connection:
+            clipped = Agent(connection, collector, agent_id[:17])
+            await clipped.subscribe()
+            await clipped.hello()
+            assert (await clipped.error()).code == "agent_id_not_certified"
+        async with connect(url, ssl=own, compression=None) as connection:
+            assert len(await Agent(connection, collector, agent_id).join()) == 1 + len(PACK.queries)
+
+
+async def test_a_certificate_renews_the_credentials_of_a_long_id(tmp_path: Path) -> None:
+    place = fleet.make(tmp_path / "made")
+    async with Service(place, (), f"{HOST}:0") as service:
+        await fleet.enroll(tmp_path / "a", Url("https", HOST, service.port), fleet.token(place), LONG)
+        renewed = await asyncio.to_thread(renew, tmp_path / "a" / "fleet", LONG, "host")
+        assert renewed.agent_id == LONG
+        assert service.granted == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ((("URI", "urn:zeek-agent:Ha"),), "Ha"),
+        ((("URI", "urn:zeek-agent:a%2Fb"),), "a/b"),
+        ((("DNS", "x"), ("URI", "https://x")), "common"),
+        ((("URI", "urn:zeek-agent:Ha"), ("URI", "urn:zeek-agent:Hb")), None),
+        ((("URI", "urn:zeek-agent:"),), None),
+        ((("URI", "urn:zeek-agent:%48a"),), None),
+    ],
+)
+def test_the_alternative_name_of_a_certificate_precedes_its_common_name(
+    names: tuple[tuple[str, str], ...], expected: str | None
+) -> None:
+    certificate = {"subject": ((("commonName", "common"),),), "subjectAltName": names}
+    assert certified_id(certificate) == expected
 
 
 async def test_an_agents_certificate_serves_nobody(tmp_path: Path) -> None:

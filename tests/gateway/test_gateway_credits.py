@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from zeek_agent.bus.messages import GRANT_SECONDS
 from zeek_agent.gateway.allowance import BURST_SECONDS, DELAY_SECONDS_MAX, Allowance
-from zeek_agent.gateway.credits import LEEWAY_SECONDS, Credits
+from zeek_agent.gateway.credits import LEEWAY_SECONDS, UNUSED_AT_FIRST, UNUSED_FACTOR, Credits
 
 LAPSE = GRANT_SECONDS + LEEWAY_SECONDS
 
@@ -36,14 +36,53 @@ def test_a_batch_beyond_its_credit_is_refused() -> None:
     assert not lanes.use("a", 1, 0.0), "credit is for one batch"
 
 
-def test_credit_that_is_not_used_lapses_and_goes_to_the_next() -> None:
+def test_credit_that_is_not_used_gives_its_place_to_the_next_and_remains_valid() -> None:
     lanes: Credits[str] = Credits(1, 1)
     lanes.want("a", 5_000, 0.0)
     lanes.want("b", 5_000, 0.0)
     assert list(lanes.grants(0.0)) == ["a"]
-    assert list(lanes.grants(LAPSE - 0.1)) == []
-    assert list(lanes.grants(LAPSE + 0.1)) == ["b"]
-    assert lanes.lapsed == 1
+    patience = UNUSED_AT_FIRST * UNUSED_FACTOR
+    assert list(lanes.grants(patience - 0.1)) == []
+    assert list(lanes.grants(patience + 0.1)) == ["b"]
+    assert (lanes.overdue, lanes.lapsed) == (1, 0)
+    assert lanes.use("a", 5_000, patience + 0.2)
+    assert not lanes.use("a", 5_000, patience + 0.2)
+    assert lanes.late == 0
+
+
+def test_agents_behind_a_dead_leaf_do_not_keep_the_places_of_others() -> None:
+    lanes: Credits[str] = Credits(64, 8)
+    for _ in range(50):
+        lanes.want("live", 5_000, 0.0)
+        assert list(lanes.grants(0.0)) == ["live"]
+        assert lanes.use("live", 5_000, 0.01)
+        lanes.acknowledged("live")
+    for number in range(1_000):
+        lanes.want(f"dead{number}", 50_000, 1.0)
+    lanes.want("live", 5_000, 1.0)
+    now = 1.0
+    while "live" not in list(lanes.grants(now)):
+        now += 0.5  # as the gateway asks without any other reason
+    assert now <= 1.0 + (1_000 / 64 + 1) * 0.5, "not after 12 s for each 64 of them"
+    assert list(lanes.grants(now + 2 * LAPSE)) == []
+    assert (lanes.lapsed, lanes.used) == (1_001, 0)
+
+
+def test_the_places_of_slow_agents_are_kept_for_as_long_as_these_usually_take() -> None:
+    lanes: Credits[str] = Credits(1, 1)
+    now = 0.0
+    for _ in range(50):
+        lanes.want("slow", 5_000, now)
+        assert list(lanes.grants(now)) == ["slow"]
+        now += 2.0
+        assert lanes.use("slow", 5_000, now)
+        lanes.acknowledged("slow")
+    overdue = lanes.overdue
+    lanes.want("slow", 5_000, now)
+    lanes.want("other", 5_000, now)
+    assert list(lanes.grants(now)) == ["slow"]
+    assert list(lanes.grants(now + 3.0)) == []
+    assert lanes.overdue == overdue
 
 
 def test_one_batch_may_come_after_its_credit_has_lapsed() -> None:
@@ -122,7 +161,9 @@ def test_the_batches_of_an_ended_session_keep_their_places() -> None:
         max_size=80,
     )
 )  # fmt: skip
-def test_no_sequence_of_messages_takes_more_than_all_places(steps: list[tuple[str, str, int]]) -> None:
+def test_no_sequence_of_messages_takes_more_than_all_places_and_as_many_late_ones(
+    steps: list[tuple[str, str, int]],
+) -> None:
     lanes: Credits[str] = Credits(3, 2)
     now, on_their_way = 0.0, []
     for step, name, size in steps:
@@ -132,7 +173,8 @@ def test_no_sequence_of_messages_takes_more_than_all_places(steps: list[tuple[st
             case "grants":
                 list(lanes.grants(now))
             case "use":
-                if lanes.use(name, size, now):
+                is_held_back = lanes._is_late(name) and len(on_their_way) >= 6
+                if not is_held_back and lanes.use(name, size, now):
                     on_their_way.append(name)
             case "acknowledged" if name in on_their_way:
                 on_their_way.remove(name)
@@ -144,7 +186,8 @@ def test_no_sequence_of_messages_takes_more_than_all_places(steps: list[tuple[st
                 on_their_way.clear()
             case "wait":
                 now += LAPSE / 2
-        assert len(on_their_way) <= lanes.used <= 3
+        assert len(on_their_way) <= lanes.used <= 6
+        assert lanes.used <= 3 or lanes.used == len(on_their_way), "only batches that are late exceed the places"
         assert all(on_their_way.count(each) <= 2 for each in on_their_way)
 
 

@@ -23,6 +23,7 @@ from zeek_agent.gateway.causes import Cause
 from zeek_agent.gateway.frames import HELLO_BYTES_MAX
 from zeek_agent.gateway.gateway import Gateway
 from zeek_agent.gateway.sent_queries import QueryTexts
+from zeek_agent.gateway.uplink import UNKNOWN_PER_AGENT, UNKNOWN_PER_SECOND
 from zeek_agent.zeek import broker_json, protocol
 from zeek_agent.zeek.protocol import AgentHello
 
@@ -86,6 +87,20 @@ async def test_hellos_of_one_agent_are_limited_and_others_are_welcomed(gw: Gatew
     assert [type(one) for one in answers] == [Welcome] * HELLOS + [Refusal]
     assert gw.core.counters.refused[Cause.FLOOD] == 1
     await bus.agent(OTHERS)
+
+
+async def test_one_agent_does_not_use_up_the_answers_to_sessions_that_have_ended(gw: Gateway, bus: BusAgents) -> None:
+    hostile, honest = await bus.agent(MINE), await bus.agent(OTHERS)
+    session = gw.core.sessions.get(OTHERS)
+    assert session is not None
+    gw.core.end(session, "test", report=False)
+    for number in range(2 * UNKNOWN_PER_SECOND):
+        await bus.link.publish(subjects.up("gw1", MINE, f"ended{number}", Up.BEAT))
+    await bus.link.publish(honest.up(Up.BEAT))
+    await until(lambda: honest.again)
+    assert hostile.again is None
+    assert gw.core.counters.refused[Cause.SESSION] == 2 * UNKNOWN_PER_SECOND + 1
+    assert gw.core.counters.refused[Cause.FLOOD] >= 2 * UNKNOWN_PER_SECOND - 2 * UNKNOWN_PER_AGENT
 
 
 async def test_hellos_of_one_agent_that_are_being_decided_leave_room_for_others(gw: Gateway, bus: BusAgents) -> None:

@@ -96,6 +96,7 @@ async def test_a_batch_whose_credit_lapsed_on_the_way_is_accepted_once(
     zeek: ZeekServer, gw: Gateway, bus: BusAgents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("zeek_agent.gateway.credits.GRANT_SECONDS", -10.0)
+    monkeypatch.setattr("zeek_agent.gateway.credits.UNUSED_SECONDS", (-10.0, -10.0))
     client = await zeek.client()
     agent = await bus.agent("HAbc")
     await install(client, agent, "q1")
@@ -105,6 +106,19 @@ async def test_a_batch_whose_credit_lapsed_on_the_way_is_accepted_once(
     await agent.publish_batch([agent.rows("q1", 1, text="x" * 50_000)])
     await until(lambda: agent.again)
     assert gw.core.counters.refused[Cause.CREDIT] == 1
+
+
+async def test_agents_that_got_credit_and_vanished_do_not_stop_the_others(nats: NatsServer, zeek: ZeekServer) -> None:
+    async with gateway(nats.url, zeek.url(), places=4) as gw, bus_agents(nats.url, CLUSTER) as bus:
+        client = await zeek.client()
+        agent = await bus.agent("HLive")
+        await install(client, agent, "q1")
+        for number in range(12):
+            dead = await bus.agent(f"HDead{number}")
+            await bus.link.publish(dead.up(Up.WANT), messages.encode(Want(50_000)))
+        await agent.send(agent.rows("q1", text="x" * 50_000))
+        assert (gw.stats().grants, gw.stats().grants_lapsed) == (13, 0)
+        assert gw.stats().grants_overdue >= 9
 
 
 async def test_batches_on_their_way_while_zeek_was_away_and_came_back_are_ignored(

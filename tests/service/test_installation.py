@@ -14,7 +14,7 @@ from zeek_agent import config
 from zeek_agent.errors import ZeekAgentError
 from zeek_agent.recording.files import file_watcher_link
 from zeek_agent.service import installation
-from zeek_agent.service.installation import FILES_UNITS, Service
+from zeek_agent.service.installation import FILES_UNITS, GATEWAY_UNIT, Service
 
 NOBODY = 65534
 pytestmark = [
@@ -172,3 +172,70 @@ def test_an_ordinary_user_gets_the_command_with_sudo() -> None:
     )
     assert done.returncode == 1
     assert done.stderr.startswith("zeek-agent: only root can install the service: sudo ")
+
+
+@pytest.fixture
+def gateway(host: Service, monkeypatch: pytest.MonkeyPatch) -> Service:
+    """Its interpreter may be anywhere here."""
+    monkeypatch.setattr(installation, "_HOMES", ())
+    return Service(host.root, GATEWAY_UNIT)
+
+
+def test_the_unit_of_a_gateway_runs_this_program_and_is_valid(gateway: Service, program: Path) -> None:
+    lines = list(gateway.install(program, start=True))
+    assert lines[:2] == [f"wrote {gateway.unit}", f"wrote {gateway.configuration}"]
+    assert [unit.name for unit in gateway.unit.parent.iterdir()] == [GATEWAY_UNIT]
+    text = gateway.unit.read_text()
+    assert f'\nExecStart="{program}" gateway\n' in text
+    assert "systemctl edit zeek-agent-gateway`" in text
+    verified = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", gateway.unit], capture_output=True, text=True, check=False
+    )
+    assert verified.stderr == ""
+
+
+def test_agent_and_gateway_are_installed_and_removed_independently(
+    host: Service, gateway: Service, program: Path
+) -> None:
+    list(host.install(program, start=False))
+    list(gateway.install(program, start=False))
+    list(gateway.install(program, start=False))
+    assert list(gateway.uninstall(purge=False)) == [f"removed {gateway.unit}"]
+    assert host.unit.exists()
+    list(gateway.install(program, start=False))
+    list(host.uninstall(purge=False))
+    assert [unit.name for unit in gateway.unit.parent.iterdir()] == [GATEWAY_UNIT]
+
+
+def test_the_unit_of_a_gateway_that_an_operator_or_a_package_has_is_not_replaced(
+    gateway: Service, program: Path
+) -> None:
+    gateway.unit.parent.mkdir(parents=True)
+    gateway.unit.write_text("[Service]\n")
+    with pytest.raises(ZeekAgentError, match="was not written by"):
+        list(gateway.install(program, start=False))
+    packaged = gateway.root / "usr/lib/systemd/system" / GATEWAY_UNIT
+    packaged.parent.mkdir(parents=True)
+    packaged.touch()
+    with pytest.raises(ZeekAgentError, match="a package has installed the service"):
+        list(gateway.install(program, start=False))
+
+
+def test_a_gateway_starts_once_its_settings_are_there(
+    gateway: Service, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[str, ...]] = []
+    monkeypatch.setattr(Service, "_is_booted", lambda _: True)
+    monkeypatch.setattr(installation, "_systemctl", lambda *arguments: done.append(arguments))
+    lines = list(gateway.install(program, start=True))
+    assert lines[-1].startswith(f"not started: set gateway.servers and gateway.cluster in {gateway.configuration}")
+    assert done == [("daemon-reload",)]
+    gateway.configuration.write_text('[gateway]\nservers = ["tls://hub:4222"]\ncluster = "zeek"\n')
+    assert list(gateway.install(program, start=True))[-1] == f"started {GATEWAY_UNIT}"
+    assert done[2:] == [("enable", GATEWAY_UNIT), ("restart", GATEWAY_UNIT)]
+
+
+def test_a_program_in_a_home_directory_is_refused_for_a_gateway() -> None:
+    with pytest.raises(ZeekAgentError, match="in a home directory"):
+        installation._require_visible(Path("/root/.local/bin/zeek-agent"))
+    installation._require_visible(Path("/opt/pipx/venvs/zeek-agent/bin/zeek-agent"))

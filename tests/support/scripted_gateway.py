@@ -55,6 +55,8 @@ class BusClient(Client):
     batches: list[tuple[int, bytes]] = field(default_factory=list)
     wants: list[Want] = field(default_factory=list)
     unacknowledged: deque[int] = field(default_factory=deque)
+    unasked: int = 0
+    """Number of the last small batch that needed no grant."""
     granted_until: float | None = None
     first_number: int = 1
     beats: int = 0
@@ -117,8 +119,9 @@ class BusClient(Client):
     async def _receive_batch(self, number: int, payload: bytes) -> None:
         if number != max((self.batches[-1][0] if self.batches else 0) + 1, self.first_number):
             self.violations.append(f"batch {number} after {self.batches[-1][0] if self.batches else 0}")
-        is_free = len(payload) <= messages.SMALL_BATCH_BYTES and not self.unacknowledged
-        if not is_free:
+        if len(payload) <= messages.SMALL_BATCH_BYTES and self.unasked not in self.unacknowledged:
+            self.unasked = number
+        else:
             if self.granted_until is None or time.monotonic() > self.granted_until:
                 self.violations.append(f"batch {number} of {len(payload)} bytes without a grant")
             elif len(payload) > self.wants[-1].bytes:

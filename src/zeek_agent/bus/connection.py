@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from zeek_agent.bus import credentials, link, messages, subjects
 from zeek_agent.bus.cluster import Cluster, Surroundings
+from zeek_agent.bus.cluster_places import CLUSTERS_MAX, Candidate, makes_way
 from zeek_agent.bus.messages import BadMessageError, Beacon
 from zeek_agent.bus.session import Times
 from zeek_agent.bus.subjects import Down
@@ -48,10 +49,6 @@ NOT_PASSED: Final = (
     "connect the agent to the server of its own site or to a hub, or let that server pass its site, too (`zeek-agent "
     "fleet site`)"
 )
-CLUSTERS_MAX: Final = 16
-"""Clusters with which an agent has sessions."""
-PAYLOAD_BYTES_MIN: Final = 64 * 1024
-"""Shortest `max_payload` of a server that the agent uses."""
 NO_EXTRA: Final = (
     "{url} needs the Python packages of the extra `fleet`, which are not installed: pip install 'zeek-agent[fleet]'"
 )
@@ -90,6 +87,8 @@ class BusConnection(LastingConnection):
         self._who_replies = self._down_prefix = ""
         """Of the present connection; credentials that are renewed may be those of another site."""
         self._clusters: dict[str, Cluster] = {name: Cluster(name, self._surroundings) for name in bus.clusters}
+        self._found: dict[str, Candidate] = {}
+        """Clusters that were heard, not named."""
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._failed: asyncio.Future[None] | None = None
         self._link: Link | None = None
@@ -154,11 +153,7 @@ class BusConnection(LastingConnection):
         self._avoided = {server: until for server, until in self._avoided.items() if until > now}
         connected = await open_link(self.destination, self._files, user, name, self._report, avoided=self._avoided)
         try:
-            if connected.payload_bytes_max < PAYLOAD_BYTES_MIN:
-                raise ConnectionError(
-                    f"{connected.server} accepts messages of {connected.payload_bytes_max:,} bytes only: raise its "
-                    f"max_payload to {PAYLOAD_BYTES_MIN:,} or more, the default is 1 MB"
-                )
+            connected.require_payloads()
             self._link, self._user = connected, user
             self._failed = asyncio.get_running_loop().create_future()
             log.info("connected to the bus at %s, NATS %s", connected.server, connected.server_version)
@@ -220,16 +215,39 @@ class BusConnection(LastingConnection):
         if not subjects.is_name(name):
             self._log_problem("beacon", f"skipped a message on the bus: a beacon of cluster {clipped(name)!r}")
             return
-        if name not in self._clusters:
-            if self._bus.clusters:
-                log.debug("cluster %s is not in bus.clusters", name)
-                return
-            if len(self._clusters) >= CLUSTERS_MAX:
-                self._log_problem("clusters", f"too many clusters on the bus: {name} is ignored (bus.clusters)")
-                return
-            self._clusters[name] = Cluster(name, self._surroundings)
+        if not self._has_place(name, is_heard=cluster is not None):
+            return
         self._clusters[name].invite(beacon)
         self._have_sessions(name)
+
+    def _has_place(self, name: str, *, is_heard: bool) -> bool:
+        """Whether the agent has, or now begins, sessions with a cluster."""
+        if name in self._clusters:
+            if is_heard and name in self._found:
+                self._found[name].is_heard = True
+            return True
+        if self._bus.clusters:
+            log.debug("cluster %s is not in bus.clusters", name)
+            return False
+        for known in self._found.values():
+            known.was_welcomed = self._clusters[known.name].was_welcomed
+        now = self._monotonic()
+        place = makes_way(self._found.values(), CLUSTERS_MAX, is_heard=is_heard, now=now)
+        if place is not True:
+            self._log_problem("clusters", f"too many clusters on the bus: {name} is one of them (bus.clusters)")
+        if place is False:
+            return False
+        if isinstance(place, Candidate):
+            self._drop(place.name)
+        self._clusters[name] = Cluster(name, self._surroundings)
+        self._found[name] = Candidate(name, now, is_heard)
+        return True
+
+    def _drop(self, name: str) -> None:
+        """Forget a cluster that has never welcomed the agent."""
+        del self._found[name], self._clusters[name]
+        if (task := self._tasks.pop(name, None)) is not None:
+            task.cancel()
 
     def _have_sessions(self, name: str) -> None:
         """Run a cluster's sessions over the present connection."""

@@ -31,8 +31,8 @@ CLOSE_SECONDS: Final = 1
 """For the end of a connection."""
 PING_SECONDS: Final = 20
 """Interval of pings; two without an answer end the connection."""
-NO_TLS: Final = "it does not require TLS, so the connection would not be encrypted"
-"""Of a server with a `tls://` URL."""
+PAYLOAD_BYTES_MIN: Final = 64 * 1024
+"""Shortest `max_payload` of a usable server."""
 PENDING_MESSAGES: Final = 65_536
 """Received messages of one subscription that wait for their handler; the library drops further ones."""
 PENDING_BYTES: Final = 64 * 1024 * 1024
@@ -90,6 +90,14 @@ class Link:
     def payload_bytes_max(self) -> int:
         """Longest payload that the server accepts."""
         return self._client.max_payload
+
+    def require_payloads(self) -> None:
+        """Raises ConnectionError for a server that accepts short messages only."""
+        if self.payload_bytes_max < PAYLOAD_BYTES_MIN:
+            raise ConnectionError(
+                f"{self.server} accepts messages of {self.payload_bytes_max:,} bytes only: raise its max_payload to "
+                f"{PAYLOAD_BYTES_MIN:,} or more, the default is 1 MB"
+            )
 
     async def ended(self) -> None:
         """Wait for the end of the connection, and raise ConnectionError with its cause."""
@@ -179,20 +187,13 @@ async def _connect(  # noqa: PLR0917 - those of `connect`
     tls_hostname: str | None,
     on_problem: Callable[[str], None],
 ) -> Link:
-    from nats import errors
-    from nats.aio.client import Client, RawCredentials
+    from nats.aio.client import RawCredentials
     from nats.errors import NoServersError, SlowConsumerError
 
-    class TlsClient(Client):
-        """The library's client would continue without TLS if the server, or somebody between, does not offer it."""
-
-        def _connect_command(self) -> bytes:
-            if not self._server_info.get("tls_required"):
-                raise errors.Error(NO_TLS)
-            return super()._connect_command()
+    from zeek_agent.bus.nats_client import BoundedClient, TlsClient
 
     logging.getLogger("asyncio").addFilter(_is_not_about_eof)  # the same filter is added once
-    client = TlsClient() if server.startswith("tls:") else Client()
+    client = TlsClient() if server.startswith("tls:") else BoundedClient()
     ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     link = Link(client, server, ended)
     causes: deque[str] = deque(maxlen=1)
@@ -235,6 +236,9 @@ async def _connect(  # noqa: PLR0917 - those of `connect`
         await _close(client)  # the library leaves its socket open
         if isinstance(error, ConnectionError) and isinstance(error.__cause__, NoServersError) and causes:
             raise ConnectionError(causes[-1]) from error
+        if isinstance(error, _OF_SOMETHING_ELSE):
+            what = f"it is not a NATS server, or the credentials are damaged: {_words_of(error)}"
+            raise ConnectionError(what) from error
         raise
     return link
 
@@ -282,5 +286,11 @@ def _times_cancelled() -> int:
     return 0 if task is None else task.cancelling()
 
 
+_OF_SOMETHING_ELSE: Final = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
+"""What the library raises for a server's description or line that it cannot read."""
+
+
 def _words_of(error: BaseException) -> str:
+    if isinstance(error, TimeoutError) and not str(error):
+        return "no answer in time"
     return clipped(str(error) or type(error).__name__)

@@ -18,7 +18,7 @@ from zeek_agent.errors import ZeekAgentError
 PROTOCOL: Final = 1
 """Version of the bus's own messages; a peer refuses a hello with a greater one that it does not know."""
 SMALL_BATCH_BYTES: Final = 4096
-"""A batch up to this size needs no grant, as long as it is the only one of its agent without an `Ack`.
+"""A batch up to this size needs no grant, as long as no other one up to it is without an `Ack`.
 
 10,000 agents thus send a gateway at most 40 MB unasked, less than its client holds (64 MB)."""
 BATCH_BYTES_MAX: Final = 768 * 1024
@@ -147,12 +147,25 @@ class Again(Message, frozen=True):
     reason: _Text = ""
 
 
+class HeldSession(Message, frozen=True):
+    """A session of the sender with an agent, by the token of its id; `age` is in seconds.
+
+    `shown`: two instances of the agent have sessions, and this one, the first, has just answered a ping.
+    """
+
+    agent: _Text
+    instance: _Text
+    age: Annotated[float, Meta(ge=0)]
+    shown: bool = False
+
+
 class PeerBeat(Message, frozen=True):
     """A gateway tells the others of its cluster that it is there. `ready` while it has Zeek.
 
     `life` is new at each start, so that two gateways with one name notice each other; the one that has been connected
-    for less time, by `age` in seconds, ends. `leaving`: it drains, and its
-    silence from now on is not a failure.
+    for less time, by `age` in seconds, ends. `leaving`: it drains, and its silence from now on is not a failure.
+    `holds` are some of its sessions: an agent may have another one at the receiver if the gateways did not know each
+    other for a while.
     """
 
     gateway: _Text
@@ -161,6 +174,7 @@ class PeerBeat(Message, frozen=True):
     life: _Text = ""
     leaving: bool = False
     age: Annotated[float, Meta(ge=0)] = 0.0
+    holds: tuple[HeldSession, ...] = ()
 
 
 class Claim(Message, frozen=True):

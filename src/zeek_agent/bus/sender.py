@@ -1,8 +1,9 @@
 """Batches of frames to a gateway under its credits.
 
-A small batch may go unasked while nothing else is unacknowledged; everything else waits for a grant. Small batches have
-a lane of their own, so that connections of processes do not wait behind bulk. When a batch may go, all small ones that
-wait go with it. Each sender of frames has at most one batch in the lanes, so that its frames stay in order.
+A small batch may go unasked while no other small one is unacknowledged; everything else waits for a grant. The gateway
+counts in the same way, so no grant is left unused by a batch that needed none. Small batches have a lane of their own,
+so that connections of processes do not wait behind bulk. When a batch may go, all small ones that wait go with it. Each
+sender of frames has at most one batch in the lanes, so that its frames stay in order.
 """
 
 from __future__ import annotations
@@ -81,6 +82,8 @@ class BusSender:
         self._small: deque[_Waiting] = deque()
         self._bulk: deque[_Waiting] = deque()
         self._unacknowledged: deque[_Sent] = deque()
+        self._unasked = 0
+        """Number of the small batch that went unasked and is unacknowledged; 0: none."""
         self._changed = asyncio.Event()
         self._cause: str | None = None
         self._granted_until: float | None = None
@@ -121,7 +124,7 @@ class BusSender:
             return self._test(loop)
         payload = messages.join(self._refit(frames))
         is_small = len(payload) <= messages.SMALL_BATCH_BYTES
-        if is_small and not self._small and not self._unacknowledged:
+        if is_small and not self._small and not self._unasked:
             check()
             return await self._publish(payload)
         entry = _Waiting(payload, check, self._monotonic(), loop.create_future())
@@ -157,6 +160,8 @@ class BusSender:
             self.window.in_flight_bytes -= sent.size_bytes
             if not sent.acknowledged.done():
                 sent.acknowledged.set_result(now - sent.at)
+        if self._unasked <= ack.number:
+            self._unasked = 0
         if ack.grant is not None:
             self.grant(Grant(self._grant_seconds, ack.grant))
         if self._small:
@@ -194,7 +199,7 @@ class BusSender:
 
     def _next_batch(self) -> list[_Waiting]:
         """What may be sent now, taken from the lanes; nothing if a grant is needed."""
-        if self._small and not self._unacknowledged:
+        if self._small and not self._unasked:
             return list(self._permitted(self._taken(messages.SMALL_BATCH_BYTES, with_bulk=False)))
         if self._granted_until is None or self._wanted is None:
             return []
@@ -244,6 +249,8 @@ class BusSender:
 
     async def _publish(self, payload: bytes) -> asyncio.Future[float]:
         self.last_number += 1
+        if len(payload) <= messages.SMALL_BATCH_BYTES and not self._unasked:
+            self._unasked = self.last_number
         acknowledged: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._unacknowledged.append(_Sent(self.last_number, len(payload), self._monotonic(), acknowledged))
         self.window.in_flight_bytes += len(payload)

@@ -18,7 +18,7 @@ from websockets.protocol import State
 from zeek_agent.collector.agents import KnownAgent
 from zeek_agent.collector.hosts import Peer
 from zeek_agent.collector.receive_memory import BoundedConnection
-from zeek_agent.collector.tls import may_speak_for, subject
+from zeek_agent.collector.tls import may_speak_for, serial, subject
 
 ANSWER_SECONDS: Final = 5.0
 """How long the connection that holds an id may take to answer when another one claims it."""
@@ -54,6 +54,11 @@ class CollectorClient:
     def may_speak_for(self, agent_id: str) -> bool:
         """Whether its certificate names that agent, or is a gateway's."""
         return may_speak_for(self.connection.transport.get_extra_info("peercert"), agent_id)
+
+    @property
+    def certificate_serial(self) -> int | None:
+        """The serial number of its certificate, if it has one."""
+        return serial(self.connection.transport.get_extra_info("peercert"))
 
     @property
     def certificate_digest(self) -> bytes | None:

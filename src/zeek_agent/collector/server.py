@@ -29,6 +29,7 @@ from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 from websockets.protocol import State
 
+from zeek_agent.collector import revocations
 from zeek_agent.collector.agents import Agents, KnownAgent
 from zeek_agent.collector.bounded_listener import AcceptedSockets, open_listeners
 from zeek_agent.collector.clients import Claim, CollectorClient, IdHolders, IdInUseError, disconnect
@@ -271,7 +272,20 @@ class Collector:
         self._intake.hosts.set_limit(settings.hosts_max)
         if self._tls is not None and certificates is not None:
             self._tls.use(certificates)
+            await self._end_revoked(settings.tls.crl)
         await self._replace_queries(pack)
+
+    async def _end_revoked(self, crl: str | None) -> None:
+        """End the connections of those whose certificate was revoked meanwhile."""
+        if crl is None:
+            return
+        lists = await asyncio.to_thread(revocations.read, crl)
+        for client in list(self._clients):
+            serial = client.certificate_serial
+            if serial is not None and any(serial in one.serials for one in lists):
+                named = client.origin.certificate
+                log.warning("closed the connection of %s (%s): its certificate was revoked", client.peer, named)
+                disconnect(client, "the certificate was revoked", CloseCode.POLICY_VIOLATION)
 
     async def _replace_queries(self, pack: Pack) -> None:
         """Cancel queries that the pack does not have, install those that are new, and leave the others alone."""

@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from zeek_agent.collector import revocations
 from zeek_agent.config import CollectorTlsSettings
 from zeek_agent.errors import UsageError
-from zeek_agent.fleet.enrolled import GATEWAY_UNIT
+from zeek_agent.fleet.enrolled import GATEWAY_UNIT, certified_id
 
 HANDSHAKE_SECONDS: Final = 10.0
 """How long a client may take for the TLS handshake."""
@@ -56,7 +57,12 @@ def load(settings: CollectorTlsSettings) -> ssl.SSLContext:
     certificate, key = settings.certificate, settings.key or settings.certificate
     if certificate is None or key is None:
         raise UsageError("collector.tls.certificate is not set")
-    for name, file in (("certificate", certificate), ("key", key), ("client_ca", settings.client_ca)):
+    for name, file in (
+        ("certificate", certificate),
+        ("key", key),
+        ("client_ca", settings.client_ca),
+        ("crl", settings.crl),
+    ):
         if file is not None:
             _check_readable(name, file)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -75,6 +81,13 @@ def load(settings: CollectorTlsSettings) -> ssl.SSLContext:
         except (OSError, ValueError) as error:
             raise UsageError(f"collector.tls.client_ca: cannot use {settings.client_ca}: {_why(error)}") from None
         context.verify_mode = ssl.CERT_REQUIRED
+    if settings.crl is not None:
+        revocations.check(settings.crl, context.get_ca_certs(binary_form=True), time.time())
+        try:
+            context.load_verify_locations(settings.crl)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"collector.tls.crl: cannot use {settings.crl}: {_why(error)}") from None
+        context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
     return context
 
 
@@ -122,6 +135,8 @@ def check(settings: CollectorTlsSettings) -> None:
                 raise UsageError(f"collector.tls.{name} needs a collector.tls.certificate")
     if settings.ids == "certificate" and settings.client_ca is None:
         raise UsageError('collector.tls.ids = "certificate" needs a collector.tls.client_ca')
+    if settings.crl is not None and settings.client_ca is None:
+        raise UsageError("collector.tls.crl needs a collector.tls.client_ca")
 
 
 def exposed_key(settings: CollectorTlsSettings) -> str | None:
@@ -141,11 +156,17 @@ def subject(certificate: Mapping[str, Any] | None) -> str | None:
     return ", ".join(names) or None
 
 
+def serial(certificate: Mapping[str, Any] | None) -> int | None:
+    """The serial number of a peer's certificate."""
+    number = (certificate or {}).get("serialNumber")
+    return None if number is None else int(number, 16)
+
+
 def may_speak_for(certificate: Mapping[str, Any] | None, agent_id: str) -> bool:
     """Whether a certificate names that agent, or is a gateway's, which speaks for many."""
     names = [named for part in (certificate or {}).get("subject", ()) for named in part]
     is_gateway = ("organizationalUnitName", GATEWAY_UNIT) in names
-    return is_gateway or [value for name, value in names if name == "commonName"] == [agent_id]
+    return is_gateway or certified_id(certificate) == agent_id
 
 
 _SHORT: Final = {"commonName": "CN", "organizationName": "O", "organizationalUnitName": "OU", "countryName": "C"}

@@ -14,7 +14,6 @@ from zeek_agent.bus import subjects
 from zeek_agent.errors import UsageError
 from zeek_agent.fleet import authority, configurations, directory, jwt, nkey, registry, roles, tokens
 from zeek_agent.fleet.directory import EnrolmentSettings, Fleet, Place, Revocation, Site
-from zeek_agent.fleet.enrolled import GATEWAY_UNIT
 from zeek_agent.fleet.issuing import CREDENTIAL_SECONDS
 from zeek_agent.fleet.nkey import Key
 from zeek_agent.fleet.registry import AgentRow, TokenRow
@@ -32,6 +31,8 @@ TAGS_CHARACTERS_MAX: Final = 2_000
 """Of the groups of an agent, whose JWT it sends with each hello."""
 _ONLINE: Final = (roles.AGENT, roles.BOOTSTRAP)
 """Roles whose signing keys the enrolment service has."""
+CRL: Final = "agents.crl"
+"""Revoked certificates of agents and gateways, in `enrolment/` and for collectors."""
 _UNITS: Final = {"min": 60.0, "h": 3600.0, "d": DAY_SECONDS}
 
 
@@ -136,7 +137,7 @@ def write_gateway(place: Place, name: str, clusters: Sequence[str], now: float) 
     _write_user(place, roles.GATEWAY, name, where / "gateway.creds", now, tags)
     key = authority.new_key()
     signer = place.authority("agents-ca")
-    certificate = signer.client(name, authority.public_key(key), now, now + HOST_SECONDS, GATEWAY_UNIT)
+    certificate = signer.gateway(name, authority.public_key(key), now, now + HOST_SECONDS)
     _write_pair(where / "client", authority.Pair(certificate, key))
     directory.write(where / "ca.pem", _server_ca(place))
     directory.write(where / "zeek-agent.toml", configurations.gateway(place.fleet(), name, clusters[0]))
@@ -213,7 +214,43 @@ def revoke(place: Place, names: Sequence[str], now: float) -> list[Revoked]:
         issued = max(int(now), fleet.tokens_issued + 1)
         directory.write_json(place.directory / "fleet.json", replace(fleet, revoked=entries, tokens_issued=issued))
         _write_configurations(place)
+    if (place.enrolment / "agents-ca.key").exists():
+        write_revocation_list(place, now, _certificates(place, revoked, now))
     return revoked
+
+
+def write_revocation_list(place: Place, now: float, more: Mapping[int, float] | None = None) -> None:
+    """Write the list of revoked certificates: those of the last one, of revoked agents, and `more`.
+
+    Without the registry, as where only `keys/` is, the last list keeps its entries.
+    """
+    signer = place.authority("agents-ca")
+    file = place.enrolment / CRL
+    oldest = now - HOST_SECONDS - DAY_SECONDS  # by then all certificates have expired
+    try:
+        before = signer.revoked(directory.read_text(file)) if file.exists() else {}
+    except ValueError as error:
+        raise UsageError(f"cannot use the revocation list {file}: {error}") from None
+    entries = {serial: when for serial, when in before.items() if when > oldest}
+    if place.registry.exists():
+        with registry.opened(place.registry) as opened:
+            entries |= opened.revoked_certificates(now)
+    text = signer.revocation_list({**entries, **(more or {})}, now)
+    directory.write(file, text)
+    if place.enrolment != place.directory:
+        directory.write(place.directory / "collector" / CRL, text)
+
+
+def _certificates(place: Place, revoked: Sequence[Revoked], now: float) -> dict[int, float]:
+    """Serial numbers of the certificates of revoked gateways."""
+    labels = {key: label for label, key in place.fleet().issued.items()} if place.has_keys else {}
+    found = {}
+    for one in revoked:
+        role, _, name = labels.get(one.key, "").partition(":")
+        file = place.directory / "gateways" / name / "client.pem"
+        if role == roles.GATEWAY and file.exists():
+            found[authority.serial_number(directory.read_text(file))] = now
+    return found
 
 
 def account_tokens(place: Place) -> tuple[str, str]:
@@ -340,6 +377,7 @@ def write_services(place: Place, now: float) -> None:
     directory.write(base / "agent" / "ca.pem", ca)
     _write_pair(base / "collector" / "server", signer.server(fleet.collector, now))
     directory.write(base / "collector" / "agents-ca.pem", directory.read_text(enrolment / "agents-ca.pem"))
+    write_revocation_list(place, now)
     directory.write(base / "collector" / "zeek-agent.toml", configurations.collector(fleet))
     directory.write(base / "collector" / "zeek-agent-collector.service", configurations.collector_unit())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -14,9 +14,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from zeek_agent.errors import UsageError
+from zeek_agent.fleet.enrolled import COMMON_NAME_CHARACTERS_MAX, GATEWAY_UNIT, id_uri
 
 CA_DAYS: Final = 3650
 SERVER_DAYS: Final = 730
+CRL_DAYS: Final = 365
 SKEW: Final = timedelta(minutes=5)
 """A certificate is valid from so long before it was made, for clocks that are behind."""
 
@@ -45,15 +47,27 @@ class Authority:
         names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
         end = _time(now) + timedelta(days=SERVER_DAYS)
         usage = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)  # hubs dial each other
-        made = self._signed(_name(hosts[0][:64]), key.public_key(), usage, now, end, names)
+        made = self._signed(_name(hosts[0]), key.public_key(), usage, now, end, names)
         return Pair(made, _key_text(key))
 
-    def client(
-        self, common_name: str, public: ec.EllipticCurvePublicKey, now: float, expires: float, unit: str | None = None
+    def agent(self, agent_id: str, public: ec.EllipticCurvePublicKey, now: float, expires: float) -> str:
+        """An agent's client certificate in PEM format."""
+        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(id_uri(agent_id))])
+        return self._client(_name(agent_id), public, now, expires, names)
+
+    def gateway(self, name: str, public: ec.EllipticCurvePublicKey, now: float, expires: float) -> str:
+        """A gateway's client certificate in PEM format."""
+        return self._client(_name(name, GATEWAY_UNIT), public, now, expires, None)
+
+    def _client(
+        self,
+        subject: x509.Name,
+        public: ec.EllipticCurvePublicKey,
+        now: float,
+        expires: float,
+        names: x509.SubjectAlternativeName | None,
     ) -> str:
-        """A client certificate in PEM format."""
-        usage = (ExtendedKeyUsageOID.CLIENT_AUTH,)
-        return self._signed(_name(common_name, unit), public, usage, now, _time(expires), None)
+        return self._signed(subject, public, (ExtendedKeyUsageOID.CLIENT_AUTH,), now, _time(expires), names)
 
     def _signed(  # noqa: PLR0917 - a certificate's parts
         self,
@@ -75,6 +89,30 @@ class Authority:
         if names is not None:
             builder = builder.add_extension(names, critical=False)
         return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+
+    def revocation_list(self, revoked: Mapping[int, float], now: float) -> str:
+        """A list of revoked certificates, by serial number and time, in PEM format."""
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self.certificate.subject)
+            .last_update(_time(now) - SKEW)
+            .next_update(_time(now) + timedelta(days=CRL_DAYS))
+            .add_extension(x509.CRLNumber(int(now)), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(_public(self.certificate)), critical=False
+            )
+        )
+        for serial, when in sorted(revoked.items()):
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(_time(when)).build()
+            builder = builder.add_revoked_certificate(entry)
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+
+    def revoked(self, revocation_list: str) -> dict[int, float]:
+        """The certificates in a list of this authority, as `revocation_list` takes them. Raises ValueError."""
+        read = x509.load_pem_x509_crl(revocation_list.encode())
+        if not read.is_signature_valid(_public(self.certificate)):
+            raise ValueError("the revocation list is of another authority")
+        return {one.serial_number: one.revocation_date_utc.timestamp() for one in read}
 
 
 def new_authority(name: str, now: float) -> Pair:
@@ -122,14 +160,20 @@ def requested_key(request: str) -> ec.EllipticCurvePublicKey:
     return public
 
 
-def fits(certificate: str, key: str, common_name: str) -> bool:
-    """Whether a certificate is that of the key and of the name."""
+def fits(certificate: str, key: str, agent_id: str) -> bool:
+    """Whether a certificate is that of the key and of the agent."""
     try:
         read = x509.load_pem_x509_certificate(certificate.encode())
-        names = [each.value for each in read.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-        return read.public_key() == public_key(key) and names == [common_name]
-    except (ValueError, UnsupportedAlgorithm):
+        names = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+        return read.public_key() == public_key(key) and uris == [id_uri(agent_id)]
+    except (ValueError, UnsupportedAlgorithm, x509.ExtensionNotFound):
         return False
+
+
+def serial_number(certificate: str) -> int:
+    """Of a certificate in PEM format. Raises ValueError."""
+    return x509.load_pem_x509_certificate(certificate.encode()).serial_number
 
 
 def der(certificate: str) -> bytes:
@@ -156,6 +200,7 @@ def _builder(
 
 
 def _name(common_name: str, unit: str | None = None) -> x509.Name:
+    common_name = common_name[:COMMON_NAME_CHARACTERS_MAX]
     parts = [x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, unit)] if unit else []
     return x509.Name([*parts, x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
 

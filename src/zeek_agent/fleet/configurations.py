@@ -162,6 +162,8 @@ logs = "/var/log/zeek-agent-collector"
 certificate = "{home}/server.pem"
 key = "{home}/server.key"
 client_ca = "{home}/agents-ca.pem"
+# Replace it after each `fleet revoke`, and reload the collector.
+crl = "{home}/agents.crl"
 # An agent may only have the id that its certificate names; gateways speak for many.
 ids = "certificate"
 """
@@ -223,8 +225,13 @@ differ by 5 minutes at most.
 
 ends its connections to all servers that are reachable, and prints which have confirmed it. A leaf that is away learns
 of it within {interval} of coming back. If `enrolment/` is on another host than `keys/`, run the command on both: there
-it refuses renewal, here it is pushed to the servers, and the id has to be the key that the first one prints. A
-collector accepts a revoked agent's certificate until it expires, 30 days after it was issued at most.
+it refuses renewal, here it is pushed to the servers, and the id has to be the key that the first one prints.
+
+Collectors learn of it from `collector/agents.crl`, which the command writes. Copy it to them, and
+`systemctl reload zeek-agent-collector` there: that ends the connections of a revoked agent or gateway. The list is
+valid for a year; `zeek-agent fleet services DIR` writes a new one. A collector refuses everybody when its list has
+expired. If `enrolment/` is on another host, the list with the agents is `agents.crl` there. The command adds to the
+list that it finds, so copy that of a revoked gateway there first.
 
 Run nats-server 2.12.7 or later, everywhere. Older ones have known vulnerabilities, and hubs of version 2.9 do not check
 what a leaf publishes: a taken leaf could act as a gateway.

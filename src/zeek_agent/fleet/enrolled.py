@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
+from zeek_agent.bus import subjects
+
 GATEWAY_UNIT: Final = "gateway"
 """The organizational unit in the certificates of gateways, which have connections for many agents."""
+ID_URI: Final = "urn:zeek-agent:"
+"""With the token of its id, the alternative name in an agent's certificate: a common name has at most 64 characters."""
+COMMON_NAME_CHARACTERS_MAX: Final = 64
+"""Of a certificate (RFC 5280, ub-common-name)."""
 
 
 class Enrolled(msgspec.Struct, frozen=True):
@@ -32,6 +39,25 @@ class Enrolled(msgspec.Struct, frozen=True):
     @property
     def days(self) -> int:
         return round((self.expires - self.issued) / 86_400)
+
+
+def id_uri(agent_id: str) -> str:
+    """The alternative name of an agent's certificate. Raises UsageError for an id that no agent on the bus can have."""
+    return ID_URI + subjects.token(agent_id)
+
+
+def certified_id(certificate: Mapping[str, Any] | None) -> str | None:
+    """The agent id in a certificate, as `ssl` describes that: its alternative name, or else its common name."""
+    if not certificate:
+        return None
+    names = [name for kind, name in certificate.get("subjectAltName", ()) if kind == "URI" and name.startswith(ID_URI)]
+    if names:
+        try:
+            return subjects.text(names[0].removeprefix(ID_URI)) if len(names) == 1 else None
+        except ValueError:
+            return None
+    common = [value for part in certificate.get("subject", ()) for name, value in part if name == "commonName"]
+    return common[0] if len(common) == 1 else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,8 +144,7 @@ def _prepare(place: Path) -> None:
 
 
 def _request(files: Files, key: Key, agent_id: str, hostname: str, now: float, token: str = "") -> Request:  # noqa: PLR0917
-    if len(agent_id) > messages.ID_CHARACTERS_MAX:
-        raise UsageError(f"the agent id has {len(agent_id)} characters, {messages.ID_CHARACTERS_MAX} at most")
+    subjects.token(agent_id)
     try:
         csr = authority.signing_request(agent_id, files.tls_key())
     except ValueError as error:

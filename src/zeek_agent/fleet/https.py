@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from zeek_agent.errors import UsageError
+from zeek_agent.fleet.enrolled import certified_id
 from zeek_agent.fleet.messages import ENROL_PATH, MESSAGE_BYTES_MAX, RENEW_PATH
 
 log = logging.getLogger("zeek_agent.fleet")
@@ -103,7 +104,7 @@ class HttpsServer:
         if line is None:
             return _response(HTTPStatus.BAD_REQUEST)
         path = line[2].decode("latin-1")
-        named = _common_name(writer.get_extra_info("peercert"))
+        named = certified_id(writer.get_extra_info("peercert"))
         for refused, status in (
             (path not in (ENROL_PATH, RENEW_PATH), HTTPStatus.NOT_FOUND),
             (line[1] != b"POST", HTTPStatus.METHOD_NOT_ALLOWED),
@@ -153,11 +154,6 @@ async def _addresses(host: str, port: int) -> list[tuple[int, tuple[Any, ...]]]:
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     return [(family, address) for family, _, _, _, address in found]
-
-
-def _common_name(certificate: Any) -> str | None:
-    names = [value for part in (certificate or {}).get("subject", ()) for name, value in part if name == "commonName"]
-    return names[0] if len(names) == 1 else None
 
 
 def _response(status: HTTPStatus, body: bytes = b"") -> bytes:

@@ -148,7 +148,9 @@ class Enrolment:
             account=issuer.account,
             tags=roles.agent_tags(row.site, row.groups),
         )
-        certificate = issuer.authority.client(request.agent_id, public, now, expires)
+        certificate = issuer.authority.agent(request.agent_id, public, now, expires)
+        with self._registry.transaction():
+            self._registry.add_certificate(authority.serial_number(certificate), row.key, expires, now)
         self.granted += 1
         log.info(
             "%s agent %s (%s) of site %s from %s, key %s",

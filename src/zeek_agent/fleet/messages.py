@@ -8,13 +8,14 @@ from typing import Annotated, Final, Literal, TypeAlias, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
+from zeek_agent.bus import subjects
 from zeek_agent.errors import ZeekAgentError
 from zeek_agent.fleet import nkey
 from zeek_agent.fleet.nkey import Key
 
 MESSAGE_BYTES_MAX: Final = 16 * 1024
-ID_CHARACTERS_MAX: Final = 64
-"""Longest common name of a certificate (RFC 5280, ub-common-name)."""
+ID_CHARACTERS_MAX: Final = subjects.TOKEN_CHARACTERS_MAX
+"""Longest id of an agent; one with characters that a subject cannot have is limited further (`subjects.token`)."""
 SKEW_SECONDS: Final = 300.0
 """Largest difference between the clocks of an agent and the service."""
 ENROL_PATH: Final = "/v1/enrol"

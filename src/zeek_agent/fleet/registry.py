@@ -35,6 +35,10 @@ CREATE TABLE IF NOT EXISTS agents(
   site TEXT NOT NULL
 ) STRICT;
 CREATE UNIQUE INDEX IF NOT EXISTS agents_id ON agents(id) WHERE revoked IS NULL;
+CREATE TABLE IF NOT EXISTS certificates(
+  serial TEXT PRIMARY KEY, key TEXT NOT NULL, expires REAL NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS certificates_expires ON certificates(expires);
 CREATE TABLE IF NOT EXISTS requests(nonce TEXT PRIMARY KEY, time REAL NOT NULL) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS requests_time ON requests(time);
 """
@@ -153,6 +157,22 @@ class Registry:
 
     def revoke(self, key: str, now: float) -> None:
         self._database.execute("UPDATE agents SET revoked = ? WHERE key = ?", (now, key))
+
+    # Certificates
+
+    def add_certificate(self, serial: int, key: str, expires: float, now: float) -> None:
+        """Remember the certificate of an agent's key, and forget those that have expired."""
+        self._database.execute("DELETE FROM certificates WHERE expires < ?", (now,))
+        self._database.execute("INSERT OR REPLACE INTO certificates VALUES (?, ?, ?)", (f"{serial:x}", key, expires))
+
+    def revoked_certificates(self, now: float) -> dict[int, float]:
+        """Serial numbers of valid certificates of revoked keys, and when these were revoked."""
+        found = self._database.execute(
+            "SELECT serial, revoked FROM certificates JOIN agents USING (key) "
+            "WHERE revoked IS NOT NULL AND certificates.expires >= ?",
+            (now,),
+        )
+        return {int(serial, 16): revoked for serial, revoked in found}
 
     # Requests
 

@@ -35,7 +35,8 @@ from zeek_agent.errors import ZeekAgentError
 from zeek_agent.gateway.agent_tokens import Proof
 from zeek_agent.gateway.allowance import Allowance
 from zeek_agent.gateway.causes import Cause, RefusedError
-from zeek_agent.gateway.core import Core
+from zeek_agent.gateway.core import CLONE_WAIT_SECONDS, Core
+from zeek_agent.gateway.doubles import Doubles
 from zeek_agent.gateway.downlink import Downlink
 from zeek_agent.gateway.sent_queries import SentQueries
 from zeek_agent.gateway.sessions import AgentSession, all_groups
@@ -53,8 +54,6 @@ BUSY_SECONDS: Final = 5.0
 FULL_SECONDS: Final = 60.0
 RESERVED_IDS: Final = frozenset({"all", "linux", "darwin", "windows"})
 """Groups of Zeek's topics, which is why Zeek's package refuses these ids, too."""
-CLONE_WAIT_SECONDS: Final = 300.0
-"""A refused clone may try again after this time."""
 RIVAL_SECONDS: Final = 1.0
 REPORTED_SECONDS: Final = 2.0
 """Time for Zeek to read that an agent has left, before another gateway may have it."""
@@ -70,6 +69,7 @@ class Admission:
         self._turns: dict[str, asyncio.Lock] = {}
         self._pending: Counter[str] = Counter()
         self._limits = Limits()
+        self.doubles = Doubles(core, self._shows_itself)
         self.began = core.monotonic()
         """When the connection to the bus began."""
 
@@ -77,6 +77,7 @@ class Admission:
         """Abandon what is being decided."""
         for task in self._tasks:
             task.cancel()
+        self.doubles.stop()
 
     # Agents.
 
@@ -237,7 +238,7 @@ class Admission:
             instance=hello.instance,
             version=hello.version,
             groups=all_groups(hello.groups),
-            queries=SentQueries(settings.queries_max),
+            queries=SentQueries(settings.queries_max, core.query_memory),
             allowance=Allowance(settings.rows_per_second, settings.bytes_per_second, now),
             began=now,
             heard=now,
@@ -315,9 +316,13 @@ class Admission:
             if beat.life != core.life:
                 self._same_name(beat)
             return
+        was_silent = core.peers.is_silent(beat.gateway, core.monotonic())
         if core.peers.heard(beat, core.monotonic()):
             log.info("gateway %s of cluster %s has %d agents", visible(beat.gateway), core.cluster, beat.agents)
             self.publish_beat()
+        if was_silent and not beat.leaving:
+            self.doubles.announce()
+        self.doubles.heard(beat)
 
     def _same_name(self, beat: PeerBeat) -> None:
         """Of two gateways with one name, the one that has been connected for less time ends."""

@@ -29,7 +29,7 @@ class Cause(StrEnum):
     REPLY = "reply"
     """A request whose reply would go to somebody else."""
     FLOOD = "flood"
-    """It says hello, or asks for gateways, too often."""
+    """It says hello, asks for gateways, or uses a session that has ended too often."""
     SESSION = "session"
     """The agent has no such session here."""
     CLONE = "clone"

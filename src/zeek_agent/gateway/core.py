@@ -20,7 +20,7 @@ from zeek_agent.gateway.hello_pacing import HelloPacing
 from zeek_agent.gateway.outbox import Outbox
 from zeek_agent.gateway.peers import Peers
 from zeek_agent.gateway.refusal_log import RefusalLog
-from zeek_agent.gateway.sent_queries import QueryTexts
+from zeek_agent.gateway.sent_queries import QueryMemory, QueryTexts
 from zeek_agent.gateway.sessions import AgentSession, Sessions
 from zeek_agent.gateway.stats import Counters
 from zeek_agent.gateway.zeek_side import ZeekSide
@@ -34,6 +34,8 @@ REFUSED_FRAMES_MAX: Final = 100
 """Frames of a session that are refused before it ends."""
 AGAIN_SECONDS: Final = 60.0
 """An agent whose session ended by its own fault may come again after at most this time."""
+CLONE_WAIT_SECONDS: Final = 300.0
+"""A refused clone may try again after this time."""
 
 
 @dataclass(eq=False, slots=True)
@@ -51,6 +53,7 @@ class Core:
     outbox: Outbox = field(default_factory=Outbox)
     counters: Counters = field(default_factory=Counters)
     texts: QueryTexts = field(default_factory=QueryTexts)
+    query_memory: QueryMemory = field(default_factory=QueryMemory)
     features: dict[str, frozenset[str]] = field(default_factory=dict)
     """The features of each Zeek instance that has said hello, by its id."""
     payload_bytes_max: int = 1024 * 1024
@@ -133,6 +136,7 @@ class Core:
         self.sessions.remove(session)
         self.credits.forget(session)
         self.hellos.forget(session)
+        session.queries.close()
         if again is not None:
             self.say(session, Down.AGAIN, again)
         if report and not session.is_shut_down and session.hello_id:

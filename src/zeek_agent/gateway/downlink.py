@@ -215,7 +215,10 @@ class Downlink:
         match event:
             case InstallQuery():
                 if not queries.add(core.texts.text(event.query_id), core.texts.query(event)):
-                    self._report(session, event, f"limit of {core.settings.queries_max} queries per agent")
+                    is_full = len(queries) < core.settings.queries_max
+                    memory = "the gateway has no memory for more queries"
+                    limit = f"limit of {core.settings.queries_max} queries per agent"
+                    self._report(session, event, memory if is_full else limit)
                     return False
             case CancelQuery():
                 queries.cancel(event.query_id, instance, core.monotonic())

@@ -126,6 +126,7 @@ class Gateway:
                 ("connection to the bus", self._keep_connected()),
                 ("hellos to Zeek", self._downlink.send_hellos()),
                 ("intervals", self._tick()),
+                ("sessions to other gateways", self._admission.doubles.run()),
             )
         ]
         try:
@@ -219,6 +220,7 @@ class Gateway:
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         sender: asyncio.Task[None] | None = None
         try:
+            link.require_payloads()
             core.outbox.clear()
             core.payload_bytes_max = link.payload_bytes_max
             await self._subscribe(link, failed)
@@ -395,6 +397,7 @@ class Gateway:
             bus_dropped=self._bus_dropped + (0 if self._link is None else self._link.dropped),
             bus_reconnects=self._bus_reconnects,
             grants=core.credits.granted,
+            grants_overdue=core.credits.overdue,
             grants_lapsed=core.credits.lapsed,
             late_batches=core.credits.late,
             hellos_due=len(core.hellos),

@@ -71,12 +71,17 @@ class Peers:
         self.known[beat.gateway] = KnownPeer(beat, now)
         return is_new
 
+    def is_silent(self, name: str, now: float) -> bool:
+        """Whether a gateway is unknown, or has not been heard of for too long."""
+        peer = self.known.get(name)
+        return peer is None or now - peer.heard > PEER_SILENCE_SECONDS
+
     def silent(self, now: float) -> list[str]:
         """Gateways that have not been heard of for too long, or that do not answer a claim."""
         owing = {
             name for claim in self.claims.values() if now - claim.since > PEER_CLAIM_SECONDS for name in claim.awaited
         }
-        return [name for name, peer in self.known.items() if now - peer.heard > PEER_SILENCE_SECONDS or name in owing]
+        return [name for name in self.known if self.is_silent(name, now) or name in owing]
 
     def lost(self, name: str) -> PeerBeat | None:
         """Forget a dead gateway; its last beat."""

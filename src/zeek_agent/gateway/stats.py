@@ -61,6 +61,7 @@ class GatewayStats:
     bus_dropped: int
     bus_reconnects: int
     grants: int
+    grants_overdue: int
     grants_lapsed: int
     late_batches: int
     hellos_due: int

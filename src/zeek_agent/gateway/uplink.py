@@ -7,6 +7,7 @@ from functools import partial
 from typing import Final
 
 from zeek_agent.bus import messages, subjects
+from zeek_agent.bus.limits import Limits
 from zeek_agent.bus.link import Received
 from zeek_agent.bus.messages import Ack, Again, BadMessageError, Want
 from zeek_agent.bus.subjects import Down, Up, UpSubject
@@ -19,6 +20,9 @@ from zeek_agent.gateway.sessions import AgentSession
 
 UNKNOWN_PER_SECOND: Final = 500
 """Answers to messages of sessions that the gateway does not have, as after its restart."""
+UNKNOWN_PER_AGENT: Final = 5
+UNKNOWN_PER_AGENT_SECOND: Final = 0.5
+"""Those answers to one agent at once, and per second: one is enough, but it may be lost."""
 UNKNOWN_SECONDS: Final = 2.0
 """An agent of such a session says hello within this time."""
 
@@ -31,6 +35,7 @@ class Uplink:
         self._downlink = downlink
         self._unknown_left = float(UNKNOWN_PER_SECOND)
         self._unknown_since = core.monotonic()
+        self._unknown_limits = Limits()
 
     async def receive(self, received: Received) -> None:
         core = self._core
@@ -66,6 +71,9 @@ class Uplink:
             return
         core.refusals.note(Cause.SESSION, subject.agent.agent_id, f"{subject.kind} of a session that has ended")
         now = core.monotonic()
+        if not self._unknown_limits.permit(subject.agent_id, UNKNOWN_PER_AGENT, UNKNOWN_PER_AGENT_SECOND, now):
+            core.refusals.note(Cause.FLOOD, subject.agent_id, "uses a session that has ended, and gets no answer")
+            return
         left = self._unknown_left + (now - self._unknown_since) * UNKNOWN_PER_SECOND
         self._unknown_left, self._unknown_since = min(left, UNKNOWN_PER_SECOND), now
         if self._unknown_left >= 1 and subjects.is_name(subject.session) and subjects.is_name(subject.agent.site):

@@ -18,9 +18,10 @@ from websockets.exceptions import WebSocketException
 
 from zeek_agent.errors import UsageError
 from zeek_agent.text import clipped
-from zeek_agent.zeek import broker_json, connection, connection_errors, lasting_connection, protocol
+from zeek_agent.zeek import broker_json, connection, connection_errors, protocol
 from zeek_agent.zeek.back_pressure import Sender
 from zeek_agent.zeek.connection_errors import UnusableError
+from zeek_agent.zeek.lasting_connection import LastingConnection
 from zeek_agent.zeek.session import first_to_end
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class _Waiting(NamedTuple):
     since: float
 
 
-class ZeekSide:
+class ZeekSide(LastingConnection):
     """`run` connects and reconnects; frames are accepted while `ack` is not None.
 
     `on_connected` is called when Zeek has acknowledged the subscription, `on_message` with each message and its bytes,
@@ -61,40 +62,32 @@ class ZeekSide:
         on_lost: Callable[[], None],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.destination = target
+        super().__init__(target, settings, log, monotonic=monotonic)
         self.ack: protocol.Ack | None = None
         """Zeek's acknowledgement while it is connected."""
-        self.last_error: str | None = None
-        self.reconnects = 0
         self.bad_messages = 0
         """Messages that could not be read, and errors that Zeek reported."""
-        self._settings = settings
         self._application = application
         self._topics = topics
         self._on_connected = on_connected
         self._on_message = on_message
         self._on_lost = on_lost
-        self._monotonic = monotonic
         self._sender: Sender | None = None
         self._queue: deque[_Waiting] = deque()
         self._queued = asyncio.Event()
         self._in_flight: deque[_Waiting] = deque()
-        self._logged_error: str | None = None
         self._sent_bytes = 0
 
-    async def run(self) -> None:
-        """Stay connected until cancelled."""
-        failures = 0
-        while True:
-            began = self._monotonic()
-            try:
-                await self._connect_and_work()
-            except (OSError, WebSocketException, UsageError, broker_json.ProtocolError) as error:
-                self._note_failure(error)
-            lasted = self._monotonic() - began
-            failures = 0 if lasted > self._settings.reconnect_max else failures + 1
-            await asyncio.sleep(lasting_connection.reconnect_pause(self._settings, failures))
-            self.reconnects += 1
+    @property
+    def _failures(self) -> tuple[type[Exception], ...]:
+        return (OSError, WebSocketException, UsageError, broker_json.ProtocolError)
+
+    def _explain(self, error: Exception) -> str:
+        return connection_errors.explain(error, self.destination)
+
+    @property
+    def reconnects(self) -> int:
+        return self._reconnects
 
     @property
     def waiting_bytes(self) -> int:
@@ -219,10 +212,3 @@ class ZeekSide:
                 self.put([])
             elif self._monotonic() - since > settings.pong_timeout:
                 raise UnusableError(f"sent no pong for {self._monotonic() - since:.0f} s")
-
-    def _note_failure(self, error: Exception) -> None:
-        """Log why a connection failed or ended, once per cause until it has worked again."""
-        text = connection_errors.explain(error, self.destination)
-        level = logging.DEBUG if text == self._logged_error else logging.WARNING
-        log.log(level, "%s; retrying", text)
-        self.last_error = self._logged_error = text

@@ -42,6 +42,9 @@ _OLDEST_WANT = FAMILIES.gauge("zeek_agent_gateway_oldest_want_seconds", "how lon
 _PLACES = FAMILIES.gauge("zeek_agent_gateway_places", "large batches that may be on their way at one time")
 _PLACES_USED = FAMILIES.gauge("zeek_agent_gateway_places_used", "those granted or on their way")
 _GRANTS = FAMILIES.counter("zeek_agent_gateway_grants_total", "credits given")
+_OVERDUE = FAMILIES.counter(
+    "zeek_agent_gateway_grants_overdue_total", "credits that were not used soon and gave their place to others"
+)
 _LAPSED = FAMILIES.counter("zeek_agent_gateway_grants_lapsed_total", "credits that were not used in time")
 _LATE = FAMILIES.counter("zeek_agent_gateway_late_batches_total", "batches whose credit had lapsed, accepted")
 _LIMITED = FAMILIES.counter(
@@ -90,6 +93,7 @@ def gateway_text(stats: GatewayStats) -> str:
         (_PLACES, stats.places),
         (_PLACES_USED, stats.places_used),
         (_GRANTS, stats.grants),
+        (_OVERDUE, stats.grants_overdue),
         (_LAPSED, stats.grants_lapsed),
         (_LATE, stats.late_batches),
         (_LIMITED, counters.limited),

@@ -1,4 +1,4 @@
-"""Installs the agent as a systemd service, where no package of the distribution does: from a wheel by pipx or uv."""
+"""Installs the agent or a gateway as a systemd service, where no distribution package does: from a wheel, by pipx."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from pathlib import Path
 from typing import Final
 
 import zeek_agent
-from zeek_agent import directories, ownership
+from zeek_agent import config, directories, ownership
 from zeek_agent.errors import ZeekAgentError
 from zeek_agent.service.example import example_configuration
 
 UNIT: Final = "zeek-agent.service"
 FILES_UNITS: Final = ("zeek-agent-files.socket", "zeek-agent-files@.service")
 """The units of the process that watches files, which the other one wants."""
+GATEWAY_UNIT: Final = "zeek-agent-gateway.service"
+_HOMES: Final = ("/home", "/root", "/run/user")
+"""Hidden from the gateway (ProtectHome=yes)."""
 ACCOUNT: Final = "_zeek-agent"
-_MARK: Final = (
-    "# Written by `zeek-agent service install`, which replaces it; use `systemctl edit zeek-agent` for changes."
-)
+_WRITTEN: Final = "# Written by `zeek-agent service install`"
+_MARK: Final = _WRITTEN + "{option}, which replaces it; use `systemctl edit {name}` for changes."
 _PROGRAM: Final = "=/usr/bin/zeek-agent "
 """In the settings that execute the program."""
 _NOT_EXECUTED: Final = re.compile(r"[\"'\\\x00-\x1f\x7f]")
@@ -34,13 +36,14 @@ _OF_PACKAGES: Final = ("usr/lib/systemd/system", "lib/systemd/system")
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """The service on a host whose file system is at `root`. Methods yield lines about what they did."""
+    """The service of a unit on a host whose file system is at `root`. Methods yield lines about what they did."""
 
     root: Path = Path("/")
+    name: str = UNIT
 
     @property
     def unit(self) -> Path:
-        return self.root / "etc/systemd/system" / UNIT
+        return self.root / "etc/systemd/system" / self.name
 
     @property
     def configuration(self) -> Path:
@@ -53,6 +56,8 @@ class Service:
         self._require_no_package()
         for path in (program, Path(sys.executable), Path(zeek_agent.__file__)):
             _require_trusted(path)
+            if self.name == GATEWAY_UNIT:
+                _require_visible(path)
         for unit in self._units():
             if unit.exists() and not _is_ours(unit):
                 raise ZeekAgentError(
@@ -65,18 +70,24 @@ class Service:
         if not self.configuration.exists():
             _write(self.configuration, example_configuration(), 0o644)
             yield f"wrote {self.configuration}"
-        yield self._create_account()
+        if self.name == UNIT:
+            yield self._create_account()
+        yield from self._start(start=start)
+
+    def _start(self, *, start: bool) -> Iterator[str]:
         if not self._is_booted():
-            yield f"not started: systemd does not run here; `systemctl enable {UNIT}` starts it with the system"
+            yield f"not started: systemd does not run here; `systemctl enable {self.name}` starts it with the system"
             return
         _systemctl("daemon-reload")
-        if start:
-            _systemctl("enable", UNIT)
-            _systemctl("restart", UNIT)
-            yield f"started {UNIT}"
+        if start and (missing := self._missing_settings()):
+            yield f"not started: {missing}; then `systemctl enable --now {self.name}`"
+        elif start:
+            _systemctl("enable", self.name)
+            _systemctl("restart", self.name)
+            yield f"started {self.name}"
 
     def uninstall(self, *, purge: bool) -> Iterator[str]:
-        """Stop the service and remove the unit; with `purge` also state, logs and configuration.
+        """Stop the service and remove the unit; with `purge` also the agent's state, logs and configuration.
 
         Raises ZeekAgentError.
         """
@@ -87,8 +98,8 @@ class Service:
                 raise ZeekAgentError(f"{self.unit} was not written by `zeek-agent service install`: remove it yourself")
             units = [unit for unit in self._units() if unit.exists() and _is_ours(unit)]
             if self._is_booted():
-                _systemctl("disable", "--now", UNIT)
-                _systemctl("stop", UNIT, *(unit.name for unit in units if unit.suffix == ".socket"))
+                _systemctl("disable", "--now", self.name)
+                _systemctl("stop", self.name, *(unit.name for unit in units if unit.suffix == ".socket"))
             for unit in units:
                 unit.unlink()
                 yield f"removed {unit}"
@@ -104,11 +115,19 @@ class Service:
                     yield f"removed {place}"
 
     def _units(self) -> list[Path]:
-        return [self.unit.with_name(name) for name in (UNIT, *FILES_UNITS)]
+        return [self.unit.with_name(name) for name in (self.name, *(FILES_UNITS if self.name == UNIT else ()))]
+
+    def _missing_settings(self) -> str | None:
+        """What the configuration lacks for the service to start."""
+        if self.name != GATEWAY_UNIT:
+            return None
+        gateway = config.load(self.configuration)[0].gateway
+        missing = [name for name, value in (("servers", gateway.servers), ("cluster", gateway.cluster)) if not value]
+        return f"set {' and '.join(f'gateway.{name}' for name in missing)} in {self.configuration}" if missing else None
 
     def _require_no_package(self) -> None:
         for directory in _OF_PACKAGES:
-            if (found := self.root / directory / UNIT).exists():
+            if (found := self.root / directory / self.name).exists():
                 raise ZeekAgentError(f"a package has installed the service ({found}): remove it first, or use it")
 
     def _create_account(self) -> str:
@@ -137,7 +156,8 @@ def unit_text(program: Path, unit: str = UNIT) -> str:
         )
     quoted = name.replace("%", "%%")
     text = resources.files(__package__).joinpath(unit).read_text()
-    return f"{_MARK}\n" + text.replace(_PROGRAM, f'="{quoted}" ')
+    mark = _MARK.format(option=" --gateway" * (unit == GATEWAY_UNIT), name=Path(unit).stem)
+    return f"{mark}\n" + text.replace(_PROGRAM, f'="{quoted}" ')
 
 
 def installed_program() -> Path:
@@ -149,7 +169,7 @@ def installed_program() -> Path:
 
 
 def _is_ours(unit: Path) -> bool:
-    return _MARK in unit.read_text(errors="replace")
+    return _WRITTEN in unit.read_text(errors="replace")
 
 
 def _require_root(what: str) -> None:
@@ -169,6 +189,14 @@ def _require_trusted(path: Path) -> None:
         raise ZeekAgentError(
             f"root must not run {path}, which others can change: {reason}. Install for root, "
             "`sudo pipx install --global zeek-agent`, and use that program"
+        )
+
+
+def _require_visible(path: Path) -> None:
+    if any(path.resolve().is_relative_to(home) for home in _HOMES):
+        raise ZeekAgentError(
+            f"the gateway's unit does not see {path}, which is in a home directory: "
+            "`sudo pipx install --global 'zeek-agent[fleet]'`, and use that program"
         )
 
 
