@@ -18,6 +18,7 @@ from zeek_server import ZeekServer
 from zeek_agent.bus import messages
 from zeek_agent.bus.messages import HeldSession, PeerBeat
 from zeek_agent.gateway import doubles
+from zeek_agent.gateway.agent_tokens import Proof
 from zeek_agent.gateway.causes import Cause
 from zeek_agent.gateway.gateway import Gateway
 
@@ -117,6 +118,26 @@ async def test_of_two_clones_the_second_stays_after_a_partition_if_the_first_doe
     assert "instance I1 does not answer here and is replaced by instance I2 at gateway gw1" in caplog.text
 
 
+async def test_a_session_whose_token_is_void_ends_after_a_partition_though_it_is_the_first_and_answers(
+    halves: Halves, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = await halves.at_second.agent("HAbc", "I1")
+    second = await halves.at_first.agent("HAbc", "I2")
+    old, new = halves.second.core.sessions.get("HAbc"), halves.first.core.sessions.get("HAbc")
+    assert old is not None
+    assert new is not None
+    old.began -= 60.0
+    old.proof, new.proof = Proof("roaming", "KEY1", 1_000), Proof("roaming", "KEY2", 2_000)
+    await halves.heal()
+    await until(lambda: halves.sessions("HAbc") == ["gw1"])
+    await until(lambda: first.again)
+    assert first.again is not None
+    assert "newer credentials" in first.again.reason
+    assert second.again is None
+    assert "instance I2 at gateway gw1 has a newer token, so that of instance I1 at site roaming is void" in caplog.text
+    assert halves.second.core.counters.refused[Cause.IDENTITY] == 1
+
+
 async def test_clones_that_are_as_old_as_each_other_do_not_both_go(halves: Halves) -> None:
     await halves.at_second.agent("HAbc", "I1")
     await halves.at_first.agent("HAbc", "I2")
@@ -135,7 +156,7 @@ async def test_a_double_whose_announcement_was_lost_is_found_in_a_later_round(
         session = one.core.sessions.get("HAbc")
         assert session is not None
         session.began -= 60.0
-        double = other._admission._open("HAbc", messages.Hello("I1", "3.0.0"))
+        double = other._admission._open(session.address, session.proof, messages.Hello("I1", "3.0.0"))
         await until(lambda: not one.core.sessions.get("HAbc"))
         assert other.core.sessions.get("HAbc") is double
 

@@ -95,7 +95,7 @@ async def test_one_agent_does_not_use_up_the_answers_to_sessions_that_have_ended
     assert session is not None
     gw.core.end(session, "test", report=False)
     for number in range(2 * UNKNOWN_PER_SECOND):
-        await bus.link.publish(subjects.up("gw1", MINE, f"ended{number}", Up.BEAT))
+        await bus.link.publish(subjects.up("gw1", Address(ROAMING, MINE), f"ended{number}", Up.BEAT))
     await bus.link.publish(honest.up(Up.BEAT))
     await until(lambda: honest.again)
     assert hostile.again is None

@@ -150,13 +150,17 @@ class Again(Message, frozen=True):
 class HeldSession(Message, frozen=True):
     """A session of the sender with an agent, by the token of its id; `age` is in seconds.
 
-    `shown`: two instances of the agent have sessions, and this one, the first, has just answered a ping.
+    `shown`: two instances of the agent have sessions, and this one, the first, has just answered a ping. The last three
+    are those of a `Claim`.
     """
 
     agent: _Text
     instance: _Text
     age: Annotated[float, Meta(ge=0)]
     shown: bool = False
+    site: _Text = subjects.ROAMING
+    key: _Text = ""
+    issued: int = 0
 
 
 class PeerBeat(Message, frozen=True):

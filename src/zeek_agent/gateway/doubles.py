@@ -2,7 +2,8 @@
 
 Gateways announce their sessions to each other, all of them once another gateway appears and at intervals. If an agent
 has two sessions of one instance, the newer one stays. If it has two instances, the older session is pinged: it stays if
-the agent answers, and the other one is refused; otherwise the newer one stays.
+the agent answers, and the other one is refused; otherwise the newer one stays. Before all that, a session whose token
+a newer one has made void ends.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Final
 from zeek_agent.bus import messages, subjects
 from zeek_agent.bus.messages import Again, HeldSession, PeerBeat
 from zeek_agent.bus.subjects import Peer
+from zeek_agent.gateway.agent_tokens import Proof
 from zeek_agent.gateway.causes import Cause
 from zeek_agent.gateway.core import CLONE_WAIT_SECONDS, Core
 from zeek_agent.gateway.sessions import AgentSession
@@ -82,6 +84,13 @@ class Doubles:
                 self._decide(session, held, beat.gateway)
 
     def _decide(self, session: AgentSession, held: HeldSession, gateway: str) -> None:
+        proof = Proof(held.site, held.key, held.issued)
+        if proof.supersedes(session.proof):
+            self._end_void(session, held, gateway)
+            return
+        if session.proof.supersedes(proof):
+            self._core.hellos.add(session)  # the other gateway ends its own
+            return
         older_by = self._age(session) - held.age
         if session.instance == held.instance:
             if older_by > SAME_AGE_SECONDS:
@@ -136,6 +145,16 @@ class Doubles:
             )  # fmt: skip
             core.end(session, "replaced by another instance", again=Again(REPLACED_SECONDS))
 
+    def _end_void(self, session: AgentSession, held: HeldSession, gateway: str) -> None:
+        core = self._core
+        what = (
+            f"instance {held.instance} at gateway {gateway} has a newer token, so that of instance {session.instance} "
+            f"at site {session.address.site} is void"
+        )
+        core.refusals.note(Cause.IDENTITY, session.agent_id, what)
+        reason = f"agent {clipped(session.agent_id)} has newer credentials than these"
+        core.end(session, "identity", again=Again(CLONE_WAIT_SECONDS, reason), report=False)
+
     def _end_older(self, session: AgentSession, gateway: str) -> None:
         log.warning(
             "agent %s has a newer session at gateway %s, the one here ends", visible(session.agent_id), visible(gateway)
@@ -156,7 +175,8 @@ class Doubles:
         return self._core.monotonic() - session.began
 
     def _held(self, session: AgentSession, *, shown: bool = False) -> HeldSession:
-        return HeldSession(subjects.token(session.agent_id), session.instance, self._age(session), shown)
+        agent, proof = subjects.token(session.agent_id), session.proof
+        return HeldSession(agent, session.instance, self._age(session), shown, proof.site, proof.key, proof.issued)
 
     def _publish(self, holds: Sequence[HeldSession]) -> None:
         core = self._core

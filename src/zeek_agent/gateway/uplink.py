@@ -69,10 +69,10 @@ class Uplink:
         core = self._core
         if subject.kind is Up.BYE:
             return
-        core.refusals.note(Cause.SESSION, subject.agent.agent_id, f"{subject.kind} of a session that has ended")
-        now = core.monotonic()
-        if not self._unknown_limits.permit(subject.agent_id, UNKNOWN_PER_AGENT, UNKNOWN_PER_AGENT_SECOND, now):
-            core.refusals.note(Cause.FLOOD, subject.agent_id, "uses a session that has ended, and gets no answer")
+        agent_id, now = subject.agent.agent_id, core.monotonic()
+        core.refusals.note(Cause.SESSION, agent_id, f"{subject.kind} of a session that has ended")
+        if not self._unknown_limits.permit(subject.agent.tokens, UNKNOWN_PER_AGENT, UNKNOWN_PER_AGENT_SECOND, now):
+            core.refusals.note(Cause.FLOOD, agent_id, "uses a session that has ended, and gets no answer")
             return
         left = self._unknown_left + (now - self._unknown_since) * UNKNOWN_PER_SECOND
         self._unknown_left, self._unknown_since = min(left, UNKNOWN_PER_SECOND), now
