@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import apsw
 
-from zeek_agent import __version__, heap, identity, logbook, paths, service_manager
+from zeek_agent import __version__, heap, identity, logbook, paths, platforms, service_manager
 from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
 from zeek_agent.bpf import iterators, probe
@@ -25,7 +25,7 @@ from zeek_agent.containment.usage import memory, recipient_of
 from zeek_agent.containment.worker_process import KillCause
 from zeek_agent.control.answers import answering
 from zeek_agent.control.server import ControlServer
-from zeek_agent.control.unix_listener import SocketNotCreatedError
+from zeek_agent.control_transport import NotListeningError
 from zeek_agent.destination import EMBEDDED, formerly_embedded, parse_all
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.events import reading
@@ -229,7 +229,7 @@ class Agent:
         """Start the parts, each after those that it needs; they end in the reverse order."""
         self._loop = asyncio.get_running_loop()
         log.info("zeek-agent %s, agent %s, state in %s", __version__, self.id, self._places.state)
-        if sys.platform == "linux" and not probe.is_built():
+        if platforms.HERE.key == "linux" and not probe.is_built():
             log.warning(
                 "this installation has no eBPF programs: short-lived processes and connections are missed. Install a "
                 "package or wheel that has them, or build with clang and libbpf-dev"
@@ -339,7 +339,7 @@ class Agent:
         control = ControlServer(self._places.socket, self._config.control.group, answer)
         try:
             await control.start()
-        except SocketNotCreatedError as error:
+        except NotListeningError as error:
             log.warning("%s; commands cannot connect to this agent", error)
         else:
             self._parts.push_async_callback(control.stop)

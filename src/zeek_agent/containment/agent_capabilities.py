@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from zeek_agent import paths
+from zeek_agent import paths, platforms
 from zeek_agent.bpf import tracepoints
 from zeek_agent.containment import kernel
 from zeek_agent.recording.periodic import URGENT_NICENESS
@@ -76,7 +75,7 @@ def drop(directories: Iterable[Path]) -> Dropped:
 
     `directories` are those that the agent writes to. Does nothing without capabilities, or where there are none.
     """
-    if not sys.platform.startswith("linux"):
+    if platforms.HERE.key != "linux":
         return Dropped()
     _, permitted, _ = kernel.capability_sets()
     if not permitted:

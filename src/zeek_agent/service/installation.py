@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Final
 
 import zeek_agent
-from zeek_agent import directories, ownership
+from zeek_agent import ownership, platforms
 from zeek_agent.errors import ZeekAgentError
+from zeek_agent.platforms.linux import Linux
 from zeek_agent.service.example import example_configuration
 
 UNIT: Final = "zeek-agent.service"
@@ -44,7 +45,7 @@ class Service:
 
     @property
     def configuration(self) -> Path:
-        return self.root / directories.SYSTEM_CONFIG.relative_to("/")
+        return self.root / Linux.system_configuration.relative_to("/")
 
     def install(self, program: Path, *, start: bool) -> Iterator[str]:
         """Write the unit and, if there is none, a configuration; start the service. Raises ZeekAgentError."""
@@ -153,7 +154,7 @@ def _is_ours(unit: Path) -> bool:
 
 
 def _require_root(what: str) -> None:
-    if not directories.is_root():
+    if not platforms.HERE.is_privileged():
         raise ZeekAgentError(f"only root can {what} the service: sudo {installed_program()} service {what}")
 
 

@@ -11,7 +11,7 @@ when an agent holds it: an agent of an older version that runs now, or starts la
 from __future__ import annotations
 
 import errno
-import importlib.util
+import fcntl
 import logging
 import os
 import re
@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from zeek_agent.errors import ZeekAgentError
+from zeek_agent.file_lock import FileLock, LockHeldError
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +31,6 @@ ATTEMPTS: Final = 100
 """How often a file that other processes keep replacing is tried; all of them together wait for about a second."""
 ATTEMPT_PAUSE_SECONDS: Final = 0.01
 """Time for another process to finish a replacement, which takes a few system calls."""
-
-EXPOSURE_ADVICE: Final = "chown it to the agent's user, chmod go-w it,"
 
 _MODE: Final = 0o600
 _OPEN_FLAGS: Final = (
@@ -42,29 +40,6 @@ _NOT_A_LOCK_FILE: Final = frozenset({errno.ELOOP, errno.EACCES, errno.ENXIO, err
 """Errors when opening a symbolic link, another user's file, a socket or a directory."""
 
 
-class LockHeldError(ZeekAgentError):
-    """Another process holds the lock. `holder` describes it, ` (pid 123, since …)`, or is empty when unknown."""
-
-    def __init__(self, path: Path, holder: str) -> None:
-        super().__init__(f"{path} is locked by another process{holder}")
-        self.holder = holder
-
-
-class FileLock:
-    """A lock that is held until `close` or until the process ends for any reason."""
-
-    def __init__(self, *descriptors: int) -> None:
-        self._descriptors = list(descriptors)
-
-    def add(self, descriptor: int) -> None:
-        """Keep another descriptor open for as long as the lock is held."""
-        self._descriptors.append(descriptor)
-
-    def close(self) -> None:
-        while self._descriptors:
-            os.close(self._descriptors.pop())
-
-
 def acquire_lock(path: Path, legacy_directory: Path | None = None, holder: int | None = None) -> FileLock:
     """Lock the file at `path`, which is created if it does not exist.
 
@@ -72,8 +47,6 @@ def acquire_lock(path: Path, legacy_directory: Path | None = None, holder: int |
     is locked too where possible, which excludes older versions that start later. `holder` is the process that the lock
     names, if not this one. Raises LockHeldError when another agent holds the lock, and OSError.
     """
-    if not _has_flock():
-        return FileLock()
     lock = _acquire_at(path, os.getpid() if holder is None else holder)
     try:
         if legacy_directory is not None:
@@ -106,8 +79,6 @@ def lock_directory(directory: Path) -> FileLock:
 
     Raises BlockingIOError when another process holds the lock, and OSError when it is not a directory.
     """
-    if not _has_flock():
-        return FileLock()
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if not _flock(descriptor):
@@ -259,15 +230,8 @@ def _lock_legacy_directory(directory: Path, path: Path, lock: FileLock) -> None:
         raise LockHeldError(path, f" (pid {pid})")
 
 
-def _has_flock() -> bool:
-    """Whether this is a Unix."""
-    return importlib.util.find_spec("fcntl") is not None
-
-
 def _flock(descriptor: int) -> bool:
     """Take the descriptor's lock; False when another one holds it."""
-    import fcntl
-
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
