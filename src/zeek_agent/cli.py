@@ -221,8 +221,7 @@ def run(
     dropped = agent_capabilities.drop_for(first[0][0])
     early = bpf_objects.EarlyObjects(first[0][0].sources)
     try:
-        import asyncio
-
+        from zeek_agent import platforms
         from zeek_agent.agent import run_agent
         from zeek_agent.reload import Loaded
         from zeek_agent.terminal import config_check
@@ -235,7 +234,7 @@ def run(
                 config_check.check_contents(config)
             return Loaded(config, origins, warnings)
 
-        return asyncio.run(run_agent(load, early, dropped, hangup, watchers))
+        return platforms.HERE.run(run_agent(load, early, dropped, hangup, watchers))
     finally:
         early.close()
         if watchers is not None:
@@ -541,8 +540,8 @@ def collector(
     from zeek_agent.signals import HangupSignal
 
     hangup = HangupSignal()
-    import asyncio
 
+    from zeek_agent import platforms
     from zeek_agent.reload import Loaded
     from zeek_agent.standalone import run_collector
 
@@ -552,7 +551,7 @@ def collector(
         return Loaded(config, origins, warnings)
 
     try:
-        asyncio.run(run_collector(load, hangup))
+        platforms.HERE.run(run_collector(load, hangup))
     finally:
         hangup.ignore()
 
@@ -576,8 +575,8 @@ def gateway(given: Given, *, zeek: str | None, servers: Sequence[str], cluster: 
     from zeek_agent.signals import HangupSignal
 
     hangup = HangupSignal()
-    import asyncio
 
+    from zeek_agent import platforms
     from zeek_agent.gateway_program import run_gateway
     from zeek_agent.reload import Loaded
 
@@ -594,7 +593,7 @@ def gateway(given: Given, *, zeek: str | None, servers: Sequence[str], cluster: 
         return Loaded(config, origins, warnings)
 
     try:
-        asyncio.run(run_gateway(load, hangup))
+        platforms.HERE.run(run_gateway(load, hangup))
     finally:
         hangup.ignore()
 

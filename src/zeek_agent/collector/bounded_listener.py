@@ -93,6 +93,14 @@ class BoundedListener(socket.socket):
             raise BlockingIOError
         return AcceptedSocket(connection, address[0], self._counted), address
 
+    async def next_connection(self, loop: asyncio.AbstractEventLoop) -> tuple[socket.socket, Any]:
+        """The same for a loop that accepts connections without `accept`, as on Windows."""
+        while True:
+            connection, address = await loop.sock_accept(self)
+            if self._counted.admit(address[0]):
+                return AcceptedSocket(connection, address[0], self._counted), address
+            connection.close()
+
 
 async def open_listeners(host: str, port: int, counted: AcceptedSockets) -> list[BoundedListener]:
     """A socket for each address of the host, as `asyncio.loop.create_server` makes them. Raises OSError."""

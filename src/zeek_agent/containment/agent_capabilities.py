@@ -56,7 +56,12 @@ class Dropped:
 
 
 def drop_for(config: Config) -> Dropped:
-    """Drop what an agent with this configuration does not need, before it has started any thread. Raises OSError."""
+    """Drop what an agent with this configuration does not need, before it has started any thread. Raises OSError.
+
+    Does nothing on systems other than Linux.
+    """
+    if platforms.HERE.key != "linux":
+        return Dropped()
     try:
         tracepoints.keep_tracefs()
     except OSError as error:
@@ -73,10 +78,8 @@ def drop_for(config: Config) -> Dropped:
 def drop(directories: Iterable[Path]) -> Dropped:
     """Drop what the agent does not need, in this thread, which must be the only one; irreversible. Raises OSError.
 
-    `directories` are those that the agent writes to. Does nothing without capabilities, or where there are none.
+    `directories` are those that the agent writes to. Does nothing without capabilities.
     """
-    if platforms.HERE.key != "linux":
-        return Dropped()
     _, permitted, _ = kernel.capability_sets()
     if not permitted:
         return Dropped()

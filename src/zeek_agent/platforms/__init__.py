@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 if TYPE_CHECKING:
     import asyncio
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 PROGRAM: Final = "zeek-agent"
 CONFIGURATION: Final = "zeek-agent.toml"
+
+_T = TypeVar("_T")
 
 
 class Platform(ABC):
@@ -184,6 +186,15 @@ class Platform(ABC):
     @abstractmethod
     def has_terminal(self) -> bool:
         """Whether the process has a controlling terminal."""
+
+    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """`asyncio.run`, with the event loop that the agent needs."""
+        import asyncio
+
+        return asyncio.run(work)
+
+    def set_thread_niceness(self, niceness: int) -> None:  # noqa: B027
+        """Set the calling thread's nice value, where threads have one. Raises PermissionError."""
 
     def share_heap(self) -> None:  # noqa: B027 - nothing to do on most systems
         """Let all threads share one heap; to be called before there are any."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,11 @@ class Linux(Posix):
 
     def os_name(self) -> str:
         return distribution_name()
+
+    def set_thread_niceness(self, niceness: int) -> None:
+        import threading
+
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
 
     def share_heap(self) -> None:
         """By default, glibc has a heap per thread, each of which stays as large as its largest result: mallopt(3)."""

@@ -21,7 +21,7 @@ from zeek_agent.control_transport import (
     ServeConnection,
 )
 from zeek_agent.errors import UsageError, ZeekAgentError
-from zeek_agent.platforms import winapi
+from zeek_agent.platforms import winapi, windows_loop
 from zeek_agent.platforms.winapi import pipes, security
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class _PipeListener:
         self._sddl = sddl
         self._serve = serve
         self._stream_bytes = stream_bytes
-        self._loop = asyncio.get_running_loop()
+        self._loop = windows_loop.current()
         self._accepting: asyncio.Future[Any] | None = None
         self._pipe: Any = None
         self._closed = False
@@ -89,9 +89,8 @@ class _PipeListener:
             self._pipe = None
 
     def _wait_for_client(self, pipe: Any) -> None:
-        proactor: Any = getattr(self._loop, "_proactor")  # noqa: B009 - asyncio offers no other way
         self._pipe = pipe
-        self._accepting = proactor.accept_pipe(pipe)
+        self._accepting = self._loop.accept_pipe(pipe)
         self._accepting.add_done_callback(self._accepted)
 
     def _accepted(self, accepting: asyncio.Future[Any]) -> None:
@@ -117,8 +116,7 @@ class _PipeListener:
     def _begin(self, pipe: Any) -> None:
         reader = asyncio.StreamReader(limit=self._stream_bytes, loop=self._loop)
         protocol = asyncio.StreamReaderProtocol(reader, self._serve, loop=self._loop)
-        make: Any = getattr(self._loop, "_make_duplex_pipe_transport")  # noqa: B009
-        make(pipe, protocol)
+        self._loop.serve_pipe(pipe, protocol)
 
 
 class _PipeConnection:

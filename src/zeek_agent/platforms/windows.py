@@ -6,9 +6,9 @@ import hashlib
 import os
 import re
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from zeek_agent.platforms import CONFIGURATION, PROGRAM, Platform
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 PIPES: Final = "\\\\.\\pipe\\"
 DIRECTORY: Final = "ZeekAgent"
+
+_T = TypeVar("_T")
 
 _TRUSTED: Final = frozenset({"SY", "BA", "CO", "OW", "LA"})
 """SDDL's names of the system, administrators, and whoever owns or creates a file."""
@@ -146,6 +148,14 @@ class Windows(Platform):
 
     def sync_directory(self, directory: Path) -> None:
         """Nothing: the file system's journal has the names in order."""
+
+    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        import asyncio
+
+        from zeek_agent.platforms.windows_loop import WindowsLoop
+
+        with asyncio.Runner(loop_factory=WindowsLoop) as runner:
+            return runner.run(work)
 
     def catch_stop_signals(self, loop: asyncio.AbstractEventLoop, stop: Callable[[str], None]) -> Callable[[], None]:
         """Ctrl-C, Ctrl-Break, and SIGTERM, which only this process itself can raise, as for the service manager."""

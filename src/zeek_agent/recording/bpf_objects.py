@@ -162,9 +162,9 @@ class EarlyObjects:
         return attach_dns(self._settings) if name == "dns" else attach_sockets(name, self._settings)
 
     def _attach(self) -> None:
-        raise_priority()
         if platforms.HERE.key != "linux":
             return
+        raise_priority()
         wanted = {kind for kind in ("processes", "sockets", "dns") if getattr(self._settings, kind) in {"auto", "ebpf"}}
         names = ["processes"] if wanted else []
         if "sockets" in wanted and why_no_tracepoints() is None:

@@ -379,7 +379,7 @@ def _zeek(url: str, settings: ZeekSettings) -> Iterator[Check]:
 
     target = destination.parse(url)
     try:
-        answer = asyncio.run(_first_answer(target, settings))
+        answer = platforms.HERE.run(_first_answer(target, settings))
     except (OSError, WebSocketException, ZeekAgentError) as error:
         yield Check("zeek", "fail", connection_errors.explain(error, target), "`zeek-agent run` keeps retrying")
     else:

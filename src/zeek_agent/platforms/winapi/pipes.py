@@ -14,7 +14,7 @@ from typing import Final
 from zeek_agent.platforms import winapi
 from zeek_agent.platforms.winapi import security
 
-OWNERS: Final = "D:P(A;;GA;;;SY)(A;;GA;;;BA)(A;;GA;;;{user})"
+OWNERS: Final = "O:{user}D:P(A;;GA;;;SY)(A;;GA;;;BA)(A;;GA;;;{user})"
 GROUP: Final = "(A;;0x12019b;;;{sid})"
 """Read and write, but not FILE_CREATE_PIPE_INSTANCE: members can connect, and not take the server's place."""
 BUFFER_BYTES: Final = 64 * 1024
