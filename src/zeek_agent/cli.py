@@ -207,6 +207,12 @@ def run(
         "log.level": log_level,
     }
 
+    return _run_agent(given, flags)
+
+
+def _run_agent(given: Given, flags: Mapping[str, object]) -> int:
+    """Run the agent with these settings of flags, by their dotted names; None for those that were not given."""
+
     def read() -> tuple[Config, Mapping[str, str], list[str]]:
         warnings: list[str] = []
         return *given.load(flags, warnings.append), warnings
@@ -688,7 +694,7 @@ def pack_zeek(*, file: Path | None, output: Path | None) -> None:
 
 @commands.group("service")
 def service_group() -> None:
-    """Install the agent as a systemd service, after an installation with pipx or uv."""
+    """Install the agent as a service of systemd or Windows, after an installation with pipx or uv."""
 
 
 @service_group.command("install")
@@ -696,22 +702,43 @@ def service_group() -> None:
 def service_install(*, no_start: bool) -> None:
     """Write the systemd units for this program, and a configuration if there is none; enable and start the service.
 
-    Run it again after an upgrade. Distribution packages contain the units and do not need this.
+    On Windows, create the service `ZeekAgent`. Run it again after an upgrade. Distribution packages contain the units
+    and do not need this.
     """
-    from zeek_agent.service import installation
+    from zeek_agent.service import managers
 
-    for line in installation.Service().install(installation.installed_program(), start=not no_start):
+    for line in managers.of_this_system().install(start=not no_start):
         click.echo(line)
 
 
 @service_group.command("uninstall")
 @click.option("--purge", is_flag=True, help="Remove recorded events, logs and the configuration, too.")
 def service_uninstall(*, purge: bool) -> None:
-    """Stop the service and remove the units that `service install` wrote."""
-    from zeek_agent.service import installation
+    """Stop the service and remove what `service install` has installed. `service remove` is the same."""
+    from zeek_agent.service import managers
 
-    for line in installation.Service().uninstall(purge=purge):
+    for line in managers.of_this_system().uninstall(purge=purge):
         click.echo(line)
+
+
+service_group.add_command(service_uninstall, "remove")
+
+
+@service_group.command("run", hidden=True)
+@_settings
+def service_run(given: Given) -> int:
+    """Run the agent as the Windows service; only the service control manager can do this."""
+    from zeek_agent import platforms
+
+    if platforms.HERE.key != "win32":
+        raise UsageError("this is for Windows: `zeek-agent run` runs the agent")
+    from zeek_agent.service import windows_service
+
+    def work() -> int:
+        config, _ = given.load()
+        return _run_agent(given, {} if config.log.file else {"log.file": windows_service.LOG_FILE})
+
+    return windows_service.run(work)
 
 
 @commands.command("files-helper", hidden=True)

@@ -11,6 +11,7 @@ because its modules are the same on all systems; packages are wheels for Windows
 
 from __future__ import annotations
 
+import compileall
 import os
 import shutil
 import subprocess
@@ -38,6 +39,12 @@ TOOLS = ("pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "communityi
 """Packages of the development group that the tests need; their bounds are those of pyproject.toml."""
 WINDOWS_ONLY = ("colorama",)
 """What packages require on Windows only: pip decides by the system that it runs on."""
+
+SERVICES = (
+    ("", "ServicesPipeTimeout", "REG_DWORD", "60000"),
+    (r"\Session Manager\Environment", "PYTHONPATH", "REG_SZ", "Z:" + str(ROOT / "src").replace("/", "\\")),
+)
+"""Values of the registry for services: the time to start, in milliseconds, and where to import the agent from."""
 
 STUB = r"""
 #include <windows.h>
@@ -74,6 +81,22 @@ def set_up() -> None:
                 archive.extractall(packages)
     _say("making Wine's prefix")
     run(["wineboot", "--init"])
+    for key, name, kind, value in SERVICES:
+        run(
+            [
+                "wine",
+                "reg",
+                "add",
+                rf"HKLM\System\CurrentControlSet\Control{key}",
+                "/v",
+                name,
+                "/t",
+                kind,
+                "/d",
+                value,
+                "/f",
+            ]
+        )
     end()
     stamp.write_text(contents)
 
@@ -207,6 +230,7 @@ def _unpack_interpreter() -> None:
     library = Path(sysconfig.get_path("stdlib"))
     unwanted = shutil.ignore_patterns("site-packages", "dist-packages", "__pycache__", "lib-dynload", "test", "*.so")
     shutil.copytree(library, PYTHON / "Lib", ignore=unwanted)
+    compileall.compile_dir(PYTHON / "Lib", quiet=2)
 
 
 def _compile() -> None:

@@ -103,6 +103,35 @@ class Platform(ABC):
         """The default state directory for the current user."""
         return self.system_state if self.is_privileged() else self.user_state(environment)
 
+    # Paths in statements and access rules
+
+    has_root: ClassVar[bool] = True
+    """Whether all paths begin at one directory, `/`, and backslashes are ordinary characters."""
+    path_start: ClassVar[str] = "/"
+    """How an absolute path begins, for messages."""
+    ignores_case: ClassVar[bool] = False
+    """Whether a file answers to its name in capitals and small letters."""
+
+    def inner_path(self, path: str) -> str:
+        """A path or pattern with slashes, as access rules and the path gate have it; absolute ones begin with one."""
+        return path
+
+    def shown_path(self, path: str) -> str:
+        """The inverse: the path as people write it."""
+        return path
+
+    def native_path(self, path: str) -> str:
+        """What the system opens for an absolute path with slashes. Raises FileNotFoundError if it names nothing."""
+        return path
+
+    def comparable_path(self, path: str) -> str:
+        """The form in which access rules and paths are compared."""
+        return path.lower() if self.ignores_case else path
+
+    def change_time_ns(self, descriptor: int, status: os.stat_result) -> int:
+        """When an open file last changed in any way; nobody can set that time. Raises OSError."""
+        return status.st_ctime_ns
+
     # The machine
 
     @abstractmethod

@@ -22,6 +22,7 @@ class Darwin(Posix):
     key = "darwin"
     group = "darwin"
     kernel_name = "Darwin"
+    ignores_case = True
     system_configuration = BASE / CONFIGURATION
     system_state = BASE / "state"
     system_control = Path("/var/run") / SOCKET

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -10,7 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from zeek_agent.platforms import CONFIGURATION, PROGRAM, Platform
+from zeek_agent.platforms import CONFIGURATION, PROGRAM, Platform, windows_paths
 
 if TYPE_CHECKING:
     import asyncio
@@ -37,6 +38,9 @@ class Windows(Platform):
     key = "win32"
     group = "windows"
     kernel_name = None
+    has_root = False
+    ignores_case = True
+    path_start = "a drive, such as C:\\"
     has_owner_ids = False
     reuses_addresses = False
 
@@ -79,6 +83,27 @@ class Windows(Platform):
     def control_setting(self, address: str) -> Path:
         """The full name of a pipe, or its last part."""
         return Path(address if address.startswith(PIPES) else PIPES + address)
+
+    def inner_path(self, path: str) -> str:
+        return windows_paths.inner(path)
+
+    def shown_path(self, path: str) -> str:
+        return windows_paths.shown(path)
+
+    def native_path(self, path: str) -> str:
+        native = windows_paths.native(path)
+        if native is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), windows_paths.shown(path))
+        return native
+
+    def comparable_path(self, path: str) -> str:
+        return windows_paths.inner(path).lower()
+
+    def change_time_ns(self, descriptor: int, status: os.stat_result) -> int:
+        """`st_ctime` is the time of creation on Windows."""
+        from zeek_agent.platforms.winapi import files
+
+        return files.change_time_ns(descriptor)
 
     def machine_id(self) -> str | None:
         from zeek_agent.platforms.winapi import registry

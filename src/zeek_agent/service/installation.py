@@ -128,6 +128,19 @@ class Service:
         return self.root == Path("/") and Path("/run/systemd/system").is_dir()
 
 
+@dataclass(frozen=True, slots=True)
+class InstalledProgram:
+    """The service for the program of this installation; see `managers.ServiceInstaller`."""
+
+    service: Service = Service()
+
+    def install(self, *, start: bool) -> Iterator[str]:
+        return self.service.install(installed_program(), start=start)
+
+    def uninstall(self, *, purge: bool) -> Iterator[str]:
+        return self.service.uninstall(purge=purge)
+
+
 def unit_text(program: Path, unit: str = UNIT) -> str:
     """A unit, with this program. Raises ZeekAgentError if systemd does not execute a program of that name."""
     name = str(program)

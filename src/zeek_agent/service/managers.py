@@ -1,0 +1,29 @@
+"""The service manager of this system."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from zeek_agent import platforms
+
+
+class ServiceInstaller(Protocol):
+    """Installs the agent as a service. Methods yield lines about what they did, and raise ZeekAgentError."""
+
+    def install(self, *, start: bool) -> Iterator[str]:
+        """Install the service for this program and, if there is none, a configuration; start it."""
+
+    def uninstall(self, *, purge: bool) -> Iterator[str]:
+        """Stop and remove the service; with `purge` also state, logs and configuration."""
+
+
+def of_this_system() -> ServiceInstaller:
+    """The one that runs this host's services."""
+    if platforms.HERE.key == "win32":
+        from zeek_agent.service.windows_service import WindowsService
+
+        return WindowsService()
+    from zeek_agent.service.installation import InstalledProgram
+
+    return InstalledProgram()
