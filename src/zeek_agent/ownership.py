@@ -227,7 +227,7 @@ def _append(place: _Place) -> int:
         if not own:
             _require_own(place, os.fstat(found))
         narrow_log(found)
-        if _UNAMBIGUOUS:
+        if hasattr(os, "set_blocking") and _UNAMBIGUOUS:
             os.set_blocking(found, True)
     except OSError:
         os.close(found)

@@ -219,7 +219,9 @@ def _unpack_interpreter() -> None:
                 place = PYTHON / ("DLLs" if file.suffix == ".pyd" else ".") / file.name
                 place.write_bytes(archive.read(name))
     library = Path(sysconfig.get_path("stdlib"))
-    unwanted = shutil.ignore_patterns("site-packages", "dist-packages", "__pycache__", "lib-dynload", "test", "lib2to3", "*.so")
+    unwanted = shutil.ignore_patterns(
+        "site-packages", "dist-packages", "__pycache__", "lib-dynload", "test", "lib2to3", "*.so"
+    )
     shutil.copytree(library, PYTHON / "Lib", ignore=unwanted)
     compileall.compile_dir(PYTHON / "Lib", quiet=2)
 

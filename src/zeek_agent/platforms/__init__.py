@@ -138,6 +138,14 @@ class Platform(ABC):
     def machine_id(self) -> str | None:
         """An id of this installation that a clone does not share: 32 hexadecimal digits; None if there is none."""
 
+    def boot_id(self) -> str:
+        """The name of this boot; empty if it has none. Raises OSError."""
+        return ""
+
+    @abstractmethod
+    def boot_nanoseconds(self) -> int:
+        """Time since boot, including suspension."""
+
     @abstractmethod
     def os_name(self) -> str:
         """The name and version of the operating system for people: `Debian GNU/Linux 12 (bookworm)`."""
@@ -221,6 +229,15 @@ class Platform(ABC):
         import asyncio
 
         return asyncio.run(work)
+
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        """An event loop as `run` has it."""
+        import asyncio
+
+        return asyncio.new_event_loop()
+
+    def allow_open_files(self, wanted: int) -> None:  # noqa: B027
+        """Raise the soft limit on open files to that number, as far as the hard limit permits, where there is one."""
 
     def set_thread_niceness(self, niceness: int) -> None:  # noqa: B027
         """Set the calling thread's nice value, where threads have one. Raises PermissionError."""

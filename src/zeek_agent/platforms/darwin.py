@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import Final
 
@@ -36,6 +37,10 @@ class Darwin(Posix):
         except (OSError, subprocess.TimeoutExpired):
             return None
         return platform_uuid(done.stdout.decode("utf-8", "replace"))
+
+    def boot_nanoseconds(self) -> int:
+        """Python's monotonic clock is mach_absolute_time, which stops in sleep; CLOCK_MONOTONIC does not."""
+        return time.clock_gettime_ns(time.CLOCK_MONOTONIC)
 
     def os_name(self) -> str:
         import platform

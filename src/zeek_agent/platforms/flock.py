@@ -33,6 +33,8 @@ ATTEMPT_PAUSE_SECONDS: Final = 0.01
 """Time for another process to finish a replacement, which takes a few system calls."""
 
 _MODE: Final = 0o600
+_LISTS_LOCKS: Final = Path("/proc/self/fdinfo").is_dir()
+"""Whether the system tells which process holds a lock; where it does not, every holder may be an agent."""
 _OPEN_FLAGS: Final = (
     os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 )
@@ -62,6 +64,8 @@ def is_held(path: Path) -> bool:
 
     Processes of other PID namespaces are not seen. Raises OSError, but not if there is no file.
     """
+    if not hasattr(os, "O_PATH"):
+        return _is_held_elsewhere(path)
     try:
         descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -72,6 +76,18 @@ def is_held(path: Path) -> bool:
         os.close(descriptor)
     locks = Path("/proc/locks").read_text().splitlines()
     return any(" FLOCK " in line and f" {name} " in line for line in locks)
+
+
+def _is_held_elsewhere(path: Path) -> bool:
+    """The same by taking the lock for a moment, where the system has no list of locks."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _flock(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def lock_directory(directory: Path) -> FileLock:
@@ -150,7 +166,7 @@ def _try_acquire(path: Path, holder: int) -> FileLock | None:
 
 def _refuse_if_held_by_agent(path: Path, descriptor: int, status: os.stat_result) -> None:
     """Raises LockHeldError unless another user holds the lock, which a private file excludes."""
-    if _is_private(status):
+    if _is_private(status) or not _LISTS_LOCKS:
         raise LockHeldError(path, _holder(descriptor))
     pid = _agent_holding(descriptor)
     if pid is not None:
@@ -216,7 +232,7 @@ def _lock_legacy_directory(directory: Path, path: Path, lock: FileLock) -> None:
     kept = False
     try:
         kept = _flock(descriptor)
-        pid = None if kept else _agent_holding(descriptor)
+        pid = _agent_holding(descriptor) if not kept and _LISTS_LOCKS else None
     except OSError as error:
         # Some network file systems cannot lock directories, so an older version has no lock there either.
         log.debug("cannot lock the directory %s: %s", directory, error.strerror)

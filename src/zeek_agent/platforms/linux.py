@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from zeek_agent.platforms.posix import SOCKET, Posix
 
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 MACHINE_ID_FILES: Final = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 OS_RELEASE_FILES: Final = (Path("/etc/os-release"), Path("/usr/lib/os-release"))
 
@@ -31,6 +33,12 @@ class Linux(Posix):
 
     def machine_id(self) -> str | None:
         return machine_id()
+
+    def boot_id(self) -> str:
+        return BOOT_ID.read_text().strip()
+
+    def boot_nanoseconds(self) -> int:
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
     def os_name(self) -> str:
         return distribution_name()

@@ -102,6 +102,14 @@ class Posix(Platform):
 
         return restore
 
+    def allow_open_files(self, wanted: int) -> None:
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        if soft != resource.RLIM_INFINITY and soft < most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
     @property
     def hangup_signal(self) -> int | None:
         return signal.SIGHUP

@@ -115,6 +115,11 @@ class Windows(Platform):
         digits = str(value).replace("-", "").lower()
         return digits if re.fullmatch("[0-9a-f]{32}", digits) else None
 
+    def boot_nanoseconds(self) -> int:
+        from zeek_agent.platforms.winapi import clocks
+
+        return clocks.interrupt_time_ns()
+
     def os_name(self) -> str:
         import platform
 
@@ -174,12 +179,15 @@ class Windows(Platform):
     def sync_directory(self, directory: Path) -> None:
         """Nothing: the file system's journal has the names in order."""
 
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        from zeek_agent.platforms.windows_loop import WindowsLoop
+
+        return WindowsLoop()
+
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
         import asyncio
 
-        from zeek_agent.platforms.windows_loop import WindowsLoop
-
-        with asyncio.Runner(loop_factory=WindowsLoop) as runner:
+        with asyncio.Runner(loop_factory=self.new_event_loop) as runner:
             return runner.run(work)
 
     def catch_stop_signals(self, loop: asyncio.AbstractEventLoop, stop: Callable[[str], None]) -> Callable[[], None]:

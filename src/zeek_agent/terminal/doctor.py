@@ -11,7 +11,6 @@ import ctypes
 import os
 import platform
 import shutil
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -333,8 +332,10 @@ def _cgroup() -> Iterator[Check]:
 
 
 def _audit() -> Iterator[Check]:
+    from zeek_agent.host.linux import netlink
+
     try:
-        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_AUDIT).close()
+        netlink.channel(NETLINK_AUDIT).close()
         yield Check("audit", "ok", "available in the kernel")
     except OSError as error:
         yield Check("audit", "warn", f"not available: {error.strerror}", "only matters if eBPF does not work")

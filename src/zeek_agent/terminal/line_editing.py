@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from zeek_agent import platforms
 
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 def line_editing(history: Path, completions: Callable[[str, str], list[str]]) -> Iterator[None]:
     """Enable line editing for `input`. `completions(before, word)` returns completions of the word at the cursor."""
     try:
-        import readline
+        readline: Any = import_module("readline")  # which Windows lacks: its console edits lines
     except ImportError:
         yield
         return

@@ -243,7 +243,7 @@ class LocalResponder:
         self._config = config
         self._origins = origins
         self._reason = reason
-        self._loop = asyncio.Runner()
+        self._loop = asyncio.Runner(loop_factory=platforms.HERE.new_event_loop)
         self._agent: LocalAgent | None = None
         self._runner: QueryRunner | None = None
         self._osquery = OsqueryTables()
