@@ -118,7 +118,7 @@ class Windows(Platform):
     def boot_nanoseconds(self) -> int:
         from zeek_agent.platforms.winapi import clocks
 
-        return clocks.interrupt_time_ns()
+        return clocks.since_boot_ns()
 
     def os_name(self) -> str:
         import platform

@@ -1,19 +1,15 @@
-"""Locks on Windows: a handle that nobody else can open for writing.
-
-A range of bytes far behind the file's end is locked by `msvcrt.locking`, so that others can still read the holder.
-"""
+"""Locks on Windows: a locked byte far behind the end of a file, so that others can still read who the holder is."""
 
 from __future__ import annotations
 
 import os
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from zeek_agent.file_lock import FileLock, LockHeldError
-from zeek_agent.platforms import winapi
+from zeek_agent.platforms.winapi import files
 
 LOCKED_AT: Final = 1 << 30
 """Offset of the locked byte."""
@@ -27,7 +23,7 @@ def acquire_lock(path: Path, holder: int | None = None) -> FileLock:
     """Lock the file at `path`, which is created if it does not exist. Raises LockHeldError and OSError."""
     descriptor = os.open(path, _FLAGS, 0o600)
     try:
-        if not _lock(descriptor):
+        if not files.lock(descriptor, LOCKED_AT):
             raise LockHeldError(path, _holder(descriptor))
         _sign(descriptor, os.getpid() if holder is None else holder)
     except BaseException:
@@ -43,7 +39,7 @@ def is_held(path: Path) -> bool:
     except FileNotFoundError:
         return False
     try:
-        return not _lock(descriptor)  # closing the file releases it
+        return not files.lock(descriptor, LOCKED_AT)  # closing the file releases it
     finally:
         os.close(descriptor)
 
@@ -54,20 +50,6 @@ def lock_directory(directory: Path) -> FileLock:
         return acquire_lock(directory / DIRECTORY_LOCK)
     except LockHeldError as error:
         raise BlockingIOError(str(error)) from None
-
-
-def _lock(descriptor: int) -> bool:
-    """Take the lock; False when another process holds it."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        os.lseek(descriptor, LOCKED_AT, os.SEEK_SET)
-        try:
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        except PermissionError:
-            return False
-        return True
-    raise winapi.NotWindowsError("msvcrt")
 
 
 def _sign(descriptor: int, holder: int) -> None:

@@ -7,8 +7,8 @@ import ctypes
 from zeek_agent.platforms import winapi
 
 
-def interrupt_time_ns() -> int:
-    """Time since boot, including suspension: QueryInterruptTimePrecise, in steps of 100 ns."""
-    ticks = ctypes.c_uint64()
-    winapi.library("kernelbase").QueryInterruptTimePrecise(ctypes.byref(ticks))
-    return ticks.value * 100
+def since_boot_ns() -> int:
+    """Time since boot, including suspension: GetTickCount64, in steps of 10 to 16 ms."""
+    kernel = winapi.library("kernel32")
+    kernel.GetTickCount64.restype = ctypes.c_uint64
+    return int(kernel.GetTickCount64()) * 1_000_000

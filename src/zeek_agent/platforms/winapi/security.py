@@ -1,6 +1,6 @@
 """Users and access control lists.
 
-References: SetNamedSecurityInfoW, ConvertStringSecurityDescriptorToSecurityDescriptorW, OpenProcessToken and the
+References: SetFileSecurityW, ConvertStringSecurityDescriptorToSecurityDescriptorW, OpenProcessToken and the
 Security Descriptor String Format in Microsoft's documentation of Win32.
 """
 
@@ -56,19 +56,11 @@ def create_directory(path: Path, sddl: str) -> None:
 
 def set_dacl(path: Path, sddl: str) -> None:
     """Replace the DACL of a file or directory, and inherit nothing. Raises OSError."""
-    advapi = winapi.library("advapi32")
     with _descriptor(sddl) as descriptor:
-        present, defaulted = ctypes.c_int(), ctypes.c_int()
-        dacl = ctypes.c_void_p()
-        if not advapi.GetSecurityDescriptorDacl(
-            descriptor, ctypes.byref(present), ctypes.byref(dacl), ctypes.byref(defaulted)
+        if not winapi.library("advapi32").SetFileSecurityW(
+            ctypes.c_wchar_p(str(path)), ctypes.c_uint32(_DACL | _PROTECTED_DACL), descriptor
         ):
             raise winapi.last_error(str(path))
-        number = advapi.SetNamedSecurityInfoW(
-            ctypes.c_wchar_p(str(path)), _SE_FILE_OBJECT, _DACL | _PROTECTED_DACL, None, None, dacl, None
-        )
-    if number:
-        raise winapi.error_of(number, str(path))
 
 
 def describe(path: Path) -> str:
