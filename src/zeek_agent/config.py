@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, cast, 
 import msgspec
 from msgspec import Meta, Struct
 
-from zeek_agent import access_defaults, directories, files_defaults, setting_types
+from zeek_agent import access_defaults, files_defaults, platforms, setting_types
 from zeek_agent.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -766,7 +766,7 @@ def config_file(path: Path | None, environment: Mapping[str, str]) -> Path | Non
         path = Path(named)
     if path is not None:
         return path
-    default = directories.default_config(environment)
+    default = platforms.HERE.configuration_file(environment)
     return default if os.access(default, os.F_OK) else None
 
 

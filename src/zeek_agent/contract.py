@@ -5,7 +5,6 @@ A test of a plug-in needs one line for each table: `assert contract.problems(tab
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import math
 import os
@@ -13,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from zeek_agent import platforms
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings, LimitSettings
 from zeek_agent.database.database import Database, Lane, Profile
@@ -101,7 +101,7 @@ def problems(table: Table, arguments: Sequence[Value] = ()) -> list[str]:
             found += [text for row in rows(table, *arguments) for text in misfits(table, row)]
         except ValueError as error:
             found.append(f"a row has too few or too many values: {error}")
-    return [*found, *asyncio.run(_sql_problems(table, arguments))]
+    return [*found, *platforms.HERE.run(_sql_problems(table, arguments))]
 
 
 def undocumented(table: Table) -> Iterator[str]:

@@ -18,7 +18,7 @@ from typing import Final, get_args
 
 import click
 
-from zeek_agent import config, directories, manual, paths
+from zeek_agent import config, manual
 from zeek_agent.access_defaults import CONTENTS_PRIVATE, CONTENTS_PUBLIC, LOCAL_FILE_SYSTEMS, PATHS_DENY
 from zeek_agent.collector import pack_file
 from zeek_agent.collector.agents import AgentState
@@ -28,6 +28,7 @@ from zeek_agent.database.time_columns import TIME_AGGREGATES
 from zeek_agent.database.versions import COLLATIONS
 from zeek_agent.masking.programs import PROGRAMS, Program
 from zeek_agent.metrics import agent_metrics, collector_metrics, gateway_metrics
+from zeek_agent.platforms.linux import Linux
 from zeek_agent.reload import LIVE
 from zeek_agent.schema import Column
 from zeek_agent.service.example import example_configuration, section_summary
@@ -406,7 +407,7 @@ def configuration_page(renamed: Mapping[str, str] = config.RENAMED) -> str:
         "`ZEEK_AGENT_ZEEK` is an alias for the destinations; "
         "lists are separated by spaces or commas, or written as JSON; an empty variable counts as unset;\n"
         "3. the TOML file named by `--config` or `ZEEK_AGENT_CONFIG`, or else "
-        f"`{directories.SYSTEM_CONFIG}` for root and `$XDG_CONFIG_HOME/zeek-agent/zeek-agent.toml` for other users, "
+        f"`{Linux.system_configuration}` for root and `$XDG_CONFIG_HOME/zeek-agent/zeek-agent.toml` for other users, "
         "if it exists;\n"
         "4. the default.",
         "Unknown keys and invalid values are errors. `zeek-agent config check` reports all of them, and prints the "
@@ -436,8 +437,8 @@ def configuration_page(renamed: Mapping[str, str] = config.RENAMED) -> str:
         _markdown_table(
             ("", "root", "other users"),
             [
-                ("state directory", f"`{paths.SYSTEM_STATE}`", "`$XDG_STATE_HOME/zeek-agent`"),
-                ("control socket", f"`{paths.SYSTEM_SOCKET}`", "`$XDG_RUNTIME_DIR/zeek-agent/zeek-agent.sock`"),
+                ("state directory", f"`{Linux.system_state}`", "`$XDG_STATE_HOME/zeek-agent`"),
+                ("control socket", f"`{Linux.system_control}`", "`$XDG_RUNTIME_DIR/zeek-agent/zeek-agent.sock`"),
                 ("shell history", "`$XDG_STATE_HOME/zeek-agent/history`", "the same"),
             ],
         ),

@@ -6,13 +6,14 @@ from these and from the sources themselves.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from zeek_agent import platforms
 from zeek_agent.masking.masker import Masker
+from zeek_agent.platforms import Platform
 from zeek_agent.recording.processes.process_cache import ProcessCache
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ def candidates(
     early: EarlyObjects | None = None,
     watchers: FileWatchers | None = None,
     may_read: Callable[[str], bool] = _may_read_all,
+    platform: Platform = platforms.HERE,
 ) -> dict[str, list[Source]]:
     """Sources by kind, in order of preference; unless the setting is `auto`, only the one that it names.
 
@@ -145,7 +147,7 @@ def candidates(
     already. `watchers` starts processes that watch files; the default connects to systemd's unit. `may_read` says of a
     path whether access rules permit its contents.
     """
-    if not sys.platform.startswith("linux"):
+    if platform.key != "linux":
         return {kind: [] for kind in KINDS}
     masker = masker or Masker()
     cache = ProcessCache(settings.process_cache, settings.process_grace, masker=masker)

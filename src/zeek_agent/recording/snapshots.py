@@ -11,6 +11,7 @@ from abc import abstractmethod
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from zeek_agent import platforms
 from zeek_agent.host.linux import inet_diag, procfs
 from zeek_agent.host.linux.boot_clock import boot_time
 from zeek_agent.host.linux.host_sockets import sockets_by_namespace
@@ -108,7 +109,7 @@ class ProcessSnapshots(Snapshots):
         return present
 
     def _compare(self) -> None:
-        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        now = platforms.HERE.boot_nanoseconds()
         before, self._known = self._known, self._present()
         for pid, (started, _) in before.items():
             if pid not in self._known or self._known[pid][0] != started:

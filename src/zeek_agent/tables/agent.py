@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import platform
-import re
 import socket
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
-from zeek_agent import version_number
+from zeek_agent import platforms, version_number
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints, Table
-from zeek_agent.text import from_bytes
 
 _EVERYWHERE = ("linux", "darwin", "win32")
 
@@ -252,9 +249,9 @@ def this_agent(wanted: Constraints) -> Iterator[Row]:
         agent.instance,
         agent.hostname,
         _addresses() if wanted.needs("addresses") else (),
-        platform.system(),
-        _os_name(),
-        platform.system(),
+        platforms.HERE.name,
+        platforms.HERE.os_name(),
+        platforms.HERE.kernel_name,
         platform.release(),
         platform.machine(),
         version_number(),
@@ -331,18 +328,6 @@ def _resolved_addresses() -> list[str]:
         return []
     addresses = [ipaddress.ip_address(text.partition("%")[0]) for text in found]
     return sorted(str(address) for address in addresses if not (address.is_loopback or address.is_link_local))
-
-
-def _os_name() -> str:
-    """The distribution's name (os-release(5)), or else the platform's."""
-    for file in ("/etc/os-release", "/usr/lib/os-release"):
-        try:
-            content = from_bytes(Path(file).read_bytes())
-        except OSError:
-            continue
-        if name := re.search(r"^PRETTY_NAME=(.*)$", content, re.MULTILINE):
-            return name[1].strip().strip("\"'")
-    return platform.platform(terse=True)
 
 
 TABLES = (

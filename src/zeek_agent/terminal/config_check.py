@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import structs
 
-from zeek_agent import destination, paths
+from zeek_agent import destination, paths, platforms
 from zeek_agent.access import AccessPolicy
 from zeek_agent.access_defaults import SECRETS_DENY
 from zeek_agent.config import AccessSettings
-from zeek_agent.control.unix_listener import group_id
 from zeek_agent.errors import UsageError
 from zeek_agent.host_tables import host_tables, own_tables
 
@@ -179,9 +178,9 @@ def _problems(config: Config) -> Iterator[UsageError]:
 
         yield from _refused(partial(require_packages, target))
     if config.control.group is not None:
-        yield from _refused(partial(group_id, config.control.group, "control"))
+        yield from _refused(partial(platforms.HERE.control.check_group, config.control.group, "control"))
     if config.metrics.group is not None:
-        yield from _refused(partial(group_id, config.metrics.group, "metrics"))
+        yield from _refused(partial(platforms.HERE.control.check_group, config.metrics.group, "metrics"))
     if config.log.file is not None and not Path(config.log.file).absolute().parent.is_dir():
         yield UsageError(f"log.file: no such directory: {Path(config.log.file).absolute().parent}")
     for item in config.osquery.required_columns:

@@ -9,13 +9,13 @@ An exec begins a new version of the attributes: a lookup for an earlier time ret
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from sys import intern
 
+from zeek_agent import platforms
 from zeek_agent.host.entity_id import entity_id
 from zeek_agent.host.linux import procfs
 from zeek_agent.host.linux.stamps import TICKS, boot_id
@@ -196,7 +196,7 @@ class ProcessCache:
 
     def reconcile(self, now: int | None = None) -> None:
         """End processes that are no longer in /proc, after exits may have been missed."""
-        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME) if now is None else now
+        now = platforms.HERE.boot_nanoseconds() if now is None else now
         known = list(self._versions)
         alive = set(_procfs(self._proc).pids())
         for pid in known:

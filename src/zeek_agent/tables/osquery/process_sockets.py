@@ -83,7 +83,7 @@ listening_ports = osquery_table(
     examples=["SELECT pid, port, address FROM osquery_listening_ports WHERE protocol = 6 AND family = 2"],
 )
 
-_IPV4, _IPV6, _UNIX, _PACKET = int(socket.AF_INET), int(socket.AF_INET6), int(socket.AF_UNIX), 17
+_IPV4, _IPV6, _UNIX, _PACKET = int(socket.AF_INET), int(socket.AF_INET6), 1, 17
 _UNIX_PROTOCOL: Final = 0
 _NOBODY: Final = -1
 _NUMBERS: Final = {ICMP: ICMP, TCP: TCP, UDP: UDP, ICMP6: ICMP, UDPLITE: UDPLITE, RAW: RAW}
