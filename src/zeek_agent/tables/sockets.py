@@ -7,9 +7,7 @@ from typing import NamedTuple, TypeAlias
 
 from zeek_agent.bpf.iterators import loaded_iterators
 from zeek_agent.community_id import PORT_PROTOCOLS, packed_community_id
-from zeek_agent.host.linux.host_sockets import packet_sockets_by_namespace, sockets_by_namespace
-from zeek_agent.host.linux.interfaces import list_interfaces
-from zeek_agent.host.linux.internet_sockets import (
+from zeek_agent.host.internet_sockets import (
     ALL_STATES,
     PROTOCOLS,
     STATES,
@@ -21,6 +19,8 @@ from zeek_agent.host.linux.internet_sockets import (
     address_text,
     state_mask,
 )
+from zeek_agent.host.linux.host_sockets import packet_sockets_by_namespace, sockets_by_namespace
+from zeek_agent.host.linux.interfaces import list_interfaces
 from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess, network_namespace, socket_holders
 from zeek_agent.recording.sockets.conntrack import list_translations
 from zeek_agent.recording.sockets.socket_event import UNTRANSLATED, Ends, Translation

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from msgspec import Struct, structs
 
 if TYPE_CHECKING:
-    from zeek_agent.recording.processes.process_cache import Process
+    from zeek_agent.recording.processes.process import Process
 
 PROCESSES_EVENTS: Final = "processes_events"
 

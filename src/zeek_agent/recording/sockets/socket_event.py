@@ -8,10 +8,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from zeek_agent.community_id import PORT_PROTOCOLS, packed_community_id
-from zeek_agent.host.linux.internet_sockets import address_text
+from zeek_agent.host.internet_sockets import address_text
 
 if TYPE_CHECKING:
-    from zeek_agent.recording.processes.process_cache import Process
+    from zeek_agent.recording.processes.process import Process
 
 SOCKETS_EVENTS: Final = "sockets_events"
 ECHOES: Final = {1: (8, 0), 58: (128, 129)}
