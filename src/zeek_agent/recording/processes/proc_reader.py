@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from functools import cache
 from sys import intern
 from typing import TYPE_CHECKING
 
 from zeek_agent.host.entity_id import entity_id
-from zeek_agent.host.linux import procfs
+from zeek_agent.host.linux import boot_clock, procfs
 from zeek_agent.host.linux.stamps import TICKS, boot_id
 from zeek_agent.recording.processes.process import Process
 
@@ -26,7 +25,7 @@ class ProcReader:
         self._root = root
 
     def now(self) -> int:
-        return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        return boot_clock.time_since_boot()
 
     def pids(self) -> Iterable[int]:
         return _procfs(self._root).pids()
