@@ -1,4 +1,4 @@
-"""The readers of a system without Linux's kernel interfaces, and what it lacks beside the others."""
+"""The readers of a system without Linux's kernel interfaces, and what it lacks."""
 
 from __future__ import annotations
 
