@@ -46,8 +46,8 @@ def test_tables_describe_themselves() -> None:
 
 
 def test_each_platform_has_the_tables_that_fit() -> None:
-    assert {table.name for table in builtin_tables("win32")} >= {"files_list", "zeek_agent"}
-    assert "processes" not in {table.name for table in builtin_tables("win32")}
+    assert {table.name for table in builtin_tables("win32")} >= {"files_list", "processes", "zeek_agent"}
+    assert "packet_sockets" not in {table.name for table in builtin_tables("win32")}
     assert {table.name for table in builtin_tables("linux")} >= {
         *("processes", "sockets", "users", "files_list", "files_lines", "files_columns", "network_interfaces"),
         *("listening_ports", "zeek_agent", "zeek_agent_tables", "zeek_agent_queries", "zeek_agent_sources"),
@@ -117,7 +117,7 @@ sys.platform = "win32"
 def elsewhere(code: str, *arguments: str) -> Any:
     """Run code where nothing of Linux is at hand."""
     places = [str(ROOT / "src"), str(SUPPORT)]
-    prelude = f"import sys; sys.path[:0] = {places!r}\nimport apsw, msgspec, logging, asyncio, pathlib, re2\n"
+    prelude = f"import sys; sys.path[:0] = {places!r}\nimport apsw, msgspec, logging, asyncio, pathlib, psutil, re2\n"
     return subprocess.run(
         [sys.executable, "-c", prelude + HIDE + code, *arguments],
         capture_output=True,

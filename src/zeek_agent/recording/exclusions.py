@@ -16,7 +16,7 @@ from zeek_agent.recording.sockets.socket_event import Flow
 
 if TYPE_CHECKING:
     from zeek_agent.config import SourceSettings
-    from zeek_agent.recording.processes.process_cache import Process
+    from zeek_agent.recording.processes.process import Process
 
 _LOOPBACK = bytes(15) + b"\x01"
 _NOBODY = -1

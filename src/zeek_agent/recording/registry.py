@@ -18,10 +18,12 @@ from zeek_agent.recording.processes.process_cache import ProcessCache
 
 if TYPE_CHECKING:
     from zeek_agent.config import SourceSettings
+    from zeek_agent.host.portable.system import PortableSystem
     from zeek_agent.recording.bpf_monitor import BpfMonitor
     from zeek_agent.recording.bpf_objects import EarlyObjects
     from zeek_agent.recording.dns.remote_names import RemoteNames
     from zeek_agent.recording.files.file_watcher_link import FileWatchers
+    from zeek_agent.recording.processes.process import LivingProcesses
     from zeek_agent.recording.source import Source
 
 
@@ -39,6 +41,15 @@ class SourceContext:
     early: EarlyObjects | None = None
     watchers: FileWatchers | None = None
     may_read: Callable[[str], bool] = _may_read_all
+    group: str = "linux"
+    """The platform's group."""
+
+    @cached_property
+    def system(self) -> PortableSystem:
+        """The system's readers, if it is not Linux."""
+        from zeek_agent.host.portable.system import portable_system
+
+        return portable_system(self.group)
 
     @cached_property
     def names(self) -> RemoteNames:
@@ -117,6 +128,18 @@ def _logins(shared: SourceContext) -> list[Source]:
     return [Logins(backend, shared.cache, shared.settings, shared.masker) for backend in BACKENDS]
 
 
+def _portable_processes(shared: SourceContext) -> list[Source]:
+    from zeek_agent.recording.portable_snapshots import PortableProcessSnapshots
+
+    return [PortableProcessSnapshots(shared.cache, shared.settings, shared.system)]
+
+
+def _portable_sockets(shared: SourceContext) -> list[Source]:
+    from zeek_agent.recording.portable_snapshots import PortableSocketSnapshots
+
+    return [PortableSocketSnapshots(shared.cache, shared.settings, shared.system)]
+
+
 BackendFactory: TypeAlias = Callable[[SourceContext], "list[Source]"]
 """Creates the sources of one kind, in order of preference."""
 
@@ -129,7 +152,15 @@ KINDS: Final[Mapping[str, BackendFactory]] = {
     "files": _files,
     "logins": _logins,
 }
-"""The kinds of event, in the order in which their sources are started."""
+"""The kinds of event, in the order in which their sources are started, with their backends on Linux."""
+
+_PORTABLE: Final[Mapping[str, BackendFactory]] = {"processes": _portable_processes, "sockets": _portable_sockets}
+_BACKENDS: Final[Mapping[str, Mapping[str, BackendFactory]]] = {
+    "linux": KINDS,
+    "darwin": _PORTABLE,
+    "windows": _PORTABLE,
+}
+"""The backends by the platform's group. Kinds of event that are not there cannot be recorded on it."""
 
 
 def candidates(
@@ -147,12 +178,25 @@ def candidates(
     already. `watchers` starts processes that watch files; the default connects to systemd's unit. `may_read` says of a
     path whether access rules permit its contents.
     """
-    if platform.key != "linux":
-        return {kind: [] for kind in KINDS}
     masker = masker or Masker()
-    cache = ProcessCache(settings.process_cache, settings.process_grace, masker=masker)
-    shared = SourceContext(settings, cache, masker, early, watchers, may_read)
-    return {kind: _chosen(backends(shared), getattr(settings, kind)) for kind, backends in KINDS.items()}
+    cache = ProcessCache(
+        settings.process_cache, settings.process_grace, masker=masker, living=_living_processes(platform.group)
+    )
+    shared = SourceContext(settings, cache, masker, early, watchers, may_read, platform.group)
+    backends = _BACKENDS[platform.group]
+    return {
+        kind: _chosen(backends[kind](shared) if kind in backends else [], getattr(settings, kind)) for kind in KINDS
+    }
+
+
+def _living_processes(group: str) -> LivingProcesses | None:
+    """How the cache reads processes; None on Linux, where that is its default."""
+    if group == "linux":
+        return None
+    from zeek_agent.host.portable.system import portable_system
+    from zeek_agent.recording.processes.portable_reader import PortableReader
+
+    return PortableReader(portable_system(group).processes)
 
 
 def _chosen(sources: list[Source], backend: str) -> list[Source]:

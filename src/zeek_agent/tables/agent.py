@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import socket
 from collections.abc import Iterable, Iterator
 
 from zeek_agent import platforms, version_number
@@ -248,7 +247,7 @@ def this_agent(wanted: Constraints) -> Iterator[Row]:
         agent.id,
         agent.instance,
         agent.hostname,
-        _addresses() if wanted.needs("addresses") else (),
+        _addresses(wanted.context.platform.group) if wanted.needs("addresses") else (),
         platforms.HERE.name,
         platforms.HERE.os_name(),
         platforms.HERE.kernel_name,
@@ -310,24 +309,14 @@ def config(wanted: Constraints) -> Iterable[Row]:
     return wanted.context.agent.config()
 
 
-def _addresses() -> list[str]:
-    if hasattr(socket, "AF_NETLINK"):
+def _addresses(group: str) -> list[str]:
+    if group == "linux":
         from zeek_agent.host.linux.interfaces import global_addresses
 
         return global_addresses()
-    return _resolved_addresses()
+    from zeek_agent.host.portable import network_interfaces
 
-
-def _resolved_addresses() -> list[str]:
-    """The addresses to which the host's own name resolves, without a kernel interface."""
-    import ipaddress
-
-    try:
-        found = {str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None)}
-    except OSError:
-        return []
-    addresses = [ipaddress.ip_address(text.partition("%")[0]) for text in found]
-    return sorted(str(address) for address in addresses if not (address.is_loopback or address.is_link_local))
+    return network_interfaces.global_addresses()
 
 
 TABLES = (

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from zeek_agent import platforms
 from zeek_agent.schema import Column
 from zeek_agent.table import Table
-from zeek_agent.tables._process_columns import EXECUTABLE, process_columns
+from zeek_agent.tables._process_columns import ACCOUNT, EXECUTABLE, process_columns
 from zeek_agent.tables._traffic_columns import traffic_columns
 
 processes_events = Table(
@@ -51,12 +52,14 @@ processes_events = Table(
             "buffer was full, and was found running afterwards; the columns show it as it was then",
             added=True,
         ),
+        *process_columns(*ACCOUNT, added=True, hidden=True),
     ],
     examples=[
         "SELECT time, exe, cmdline, uid FROM processes_events WHERE state = 'started'",
         'SELECT parent_exe, exe, count(*) AS "starts:count" FROM processes_events GROUP BY parent_exe, exe',
     ],
     kind="events",
+    platforms=platforms.KEYS,
 )
 
 sockets_events = Table(
@@ -127,6 +130,7 @@ sockets_events = Table(
             added=True,
         ),
         Column("remote_name", "text", "name for which the process had looked up `remote_addr`", added=True),
+        *process_columns(*ACCOUNT, added=True, hidden=True),
     ],
     examples=[
         "SELECT time, process, remote_addr, remote_port FROM sockets_events WHERE direction = 'outbound'",
@@ -139,6 +143,7 @@ sockets_events = Table(
         ),
     ],
     kind="events",
+    platforms=platforms.KEYS,
 )
 
 dns_events = Table(
