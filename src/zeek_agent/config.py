@@ -295,8 +295,8 @@ class SourceSettings(Section, frozen=True):
     """Event sources."""
 
     processes: Annotated[
-        Literal["auto", "ebpf", "proc_connector", "audit", "snapshots", "off"],
-        Meta(description="backend for process events; `auto` selects the best available"),
+        Literal["auto", "ebpf", "proc_connector", "audit", "eslogger", "snapshots", "off"],
+        Meta(description="backend for process events; `auto` selects the best available. `eslogger` is that of macOS"),
     ] = "auto"
     sockets: Annotated[
         Literal["auto", "ebpf", "inet_diag", "audit", "snapshots", "off"],
@@ -307,11 +307,22 @@ class SourceSettings(Section, frozen=True):
         Meta(description="backend for address translation (NAT), for the `translated_` columns of socket events"),
     ] = "auto"
     system_logs: Annotated[
-        Literal["auto", "journal", "syslog", "off"],
+        Literal["auto", "journal", "syslog", "unified_log", "off"],
         Meta(
-            description="backend for the system log; `auto` selects the journal, or else the files of a syslog daemon"
+            description="backend for the system log; `auto` selects the journal, or else the files of a syslog daemon; "
+            "on macOS, the unified log"
         ),
     ] = "auto"
+    log_predicate: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=4_096,
+            pattern=r"^[^\0]+$",
+            description="entries of macOS's unified log to record, as for `log stream --predicate`; it has hundreds of "
+            "entries per second on a busy Mac",
+        ),
+    ] = 'eventType == "logEvent" OR eventType == "lossEvent"'
     dns: Annotated[
         Literal["auto", "ebpf", "off"],
         Meta(description="backend for name lookups; `auto` selects the best available"),

@@ -140,6 +140,18 @@ def _portable_sockets(shared: SourceContext) -> list[Source]:
     return [PortableSocketSnapshots(shared.cache, shared.settings, shared.system)]
 
 
+def _darwin_processes(shared: SourceContext) -> list[Source]:
+    from zeek_agent.recording.processes.eslogger import Eslogger
+
+    return [Eslogger(shared.settings, shared.masker), *_portable_processes(shared)]
+
+
+def _darwin_system_logs(shared: SourceContext) -> list[Source]:
+    from zeek_agent.recording.system_log.unified_log import UnifiedLog
+
+    return [UnifiedLog(shared.settings, shared.masker)]
+
+
 BackendFactory: TypeAlias = Callable[[SourceContext], "list[Source]"]
 """Creates the sources of one kind, in order of preference."""
 
@@ -157,7 +169,7 @@ KINDS: Final[Mapping[str, BackendFactory]] = {
 _PORTABLE: Final[Mapping[str, BackendFactory]] = {"processes": _portable_processes, "sockets": _portable_sockets}
 _BACKENDS: Final[Mapping[str, Mapping[str, BackendFactory]]] = {
     "linux": KINDS,
-    "darwin": _PORTABLE,
+    "darwin": {**_PORTABLE, "processes": _darwin_processes, "system_logs": _darwin_system_logs},
     "windows": _PORTABLE,
 }
 """The backends by the platform's group. Kinds of event that are not there cannot be recorded on it."""
@@ -201,3 +213,13 @@ def _living_processes(group: str) -> LivingProcesses | None:
 
 def _chosen(sources: list[Source], backend: str) -> list[Source]:
     return [source for source in sources if backend in {"auto", source.backend}]
+
+
+def unknown_backends(settings: SourceSettings, platform: Platform = platforms.HERE) -> dict[str, list[str]]:
+    """The kinds whose setting names a backend of another platform, with the backends of this one."""
+    from zeek_agent.config import SourceSettings
+
+    named = [kind for kind in KINDS if getattr(settings, kind) not in {"auto", "off"}]
+    present = candidates(SourceSettings(), platform=platform) if named else {}
+    backends = {kind: [source.backend for source in present[kind]] for kind in named}
+    return {kind: known for kind, known in backends.items() if getattr(settings, kind) not in known}

@@ -67,11 +67,14 @@ class EsProcesses:
             return list(self._exec(event, message))
         return list(self._exit(event, message.time))
 
-    def overdue(self, now: float | None) -> list[ProcessEvent]:
-        """The starts of processes that were forked a second before `now` and executed nothing; without it, of all."""
+    def overdue(self, until: float | None) -> list[ProcessEvent]:
+        """The starts of processes that had executed nothing a second after their fork, if that was before `until`.
+
+        Without it, of all forked processes. Until then (seconds since the epoch) all messages were read.
+        """
         rows = []
         for pid, known in list(self._forks.items()):
-            if now is not None and known.forked is not None and known.forked > now * 1e6 - _FORK_TIMEOUT:
+            if until is not None and known.forked is not None and known.forked > until * 1e6 - _FORK_TIMEOUT:
                 break
             del self._forks[pid]
             known.forked = None

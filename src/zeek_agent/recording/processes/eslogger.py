@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from zeek_agent import platforms
 from zeek_agent.host.macos import eslogger_line
 from zeek_agent.host.macos.boot_session import boot_session
 from zeek_agent.host.macos.eslogger_errors import explained
@@ -55,7 +56,7 @@ class Eslogger(Source):
         masker: Masker | None = None,
         command: Sequence[str] = COMMAND,
         *,
-        is_root: Callable[[], bool] = lambda: os.geteuid() == 0,
+        is_root: Callable[[], bool] = platforms.HERE.is_privileged,
         boot: Callable[[], str] = boot_session,
         is_alive: Callable[[int], bool] | None = None,
         sign_of_life: Sequence[str] = SIGN_OF_LIFE,
@@ -125,12 +126,16 @@ class Eslogger(Source):
         return self._first
 
     def recorded_until(self) -> float | None:
-        """An event takes a moment until it is written, and a fork until it is reported."""
+        """A fork is reported later than it is read."""
+        times = (self._read_until(), self._processes.oldest_fork())
+        return min(at for at in times if at is not None)
+
+    def _read_until(self) -> float:
+        """Until when (seconds since the epoch) all events were read, which takes a moment after they happened."""
         program = self._program
         if program is not None and program.read_until is not None:
             self._last = max(self._last, program.read_until - _LATENCY_SECONDS)
-        times = (max(self._last, self._first or 0.0), self._processes.oldest_fork())
-        return min(at for at in times if at is not None)
+        return self._last
 
     def drain(self) -> None:
         program = self._program
@@ -185,7 +190,6 @@ class Eslogger(Source):
             program.stop()
         finally:
             self._count(program)
-            self.recorded_until()
         return True
 
     def _ended(self, reason: str) -> None:
@@ -226,7 +230,7 @@ class Eslogger(Source):
     def _settle(self) -> None:
         now, program = time.time(), self._program
         rows, self._rows = self._rows, []
-        rows += self._processes.overdue(now)
+        rows += self._processes.overdue(self._read_until())
         if program is not None and self._count(program):
             self._reconcile_at = now + _RECONCILE_SECONDS
         if self._reconcile_at is not None and now >= self._reconcile_at:

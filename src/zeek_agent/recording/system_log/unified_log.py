@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from zeek_agent import platforms
 from zeek_agent.host.macos import log_line
 from zeek_agent.host.macos.log_line import LogRecord, Loss
 from zeek_agent.masking.log_messages import masked_message
@@ -152,4 +153,4 @@ def _identifier(subsystem: str | None, category: str | None) -> str | None:
 
 
 def _is_administrator() -> bool:
-    return os.geteuid() == 0 or _ADMINISTRATORS in os.getgroups()
+    return platforms.HERE.is_privileged() or _ADMINISTRATORS in getattr(os, "getgroups", list)()
