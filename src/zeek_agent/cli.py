@@ -702,7 +702,7 @@ def pack_zeek(*, file: Path | None, output: Path | None) -> None:
 
 @commands.group("service")
 def service_group() -> None:
-    """Install the agent as a service of systemd or Windows, after an installation with pipx or uv."""
+    """Install the agent as a service of systemd, launchd or Windows, after an installation with pipx or uv."""
 
 
 @service_group.command("install")
@@ -711,8 +711,9 @@ def service_group() -> None:
 def service_install(*, gateway: bool, no_start: bool) -> None:
     """Write the systemd units for this program, and a configuration if there is none; enable and start the service.
 
-    On Windows, create the service `ZeekAgent`. A gateway is not started until `gateway.servers` and `gateway.cluster`
-    are set. Run it again after an upgrade. Distribution packages contain the units and do not need this.
+    On macOS, write the property list of a daemon for launchd; on Windows, create the service `ZeekAgent`. A gateway is
+    not started until `gateway.servers` and `gateway.cluster` are set. Run it again after an upgrade. Distribution
+    packages contain the units and do not need this.
     """
     from zeek_agent.service import managers
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from zeek_agent import platforms
 from zeek_agent.errors import UsageError
+from zeek_agent.platforms import Platform
 
 
 class ServiceInstaller(Protocol):
@@ -19,11 +20,15 @@ class ServiceInstaller(Protocol):
         """Stop and remove the service; with `purge` also state, logs and configuration."""
 
 
-def of_this_system(*, gateway: bool = False) -> ServiceInstaller:
+def of_this_system(platform: Platform = platforms.HERE, *, gateway: bool = False) -> ServiceInstaller:
     """The one that runs this host's services. Raises UsageError for a gateway on a system that is not Linux."""
-    if gateway and platforms.HERE.key != "linux":
+    if gateway and platform.key != "linux":
         raise UsageError("a gateway can be installed as a service on Linux only; `zeek-agent gateway` runs one")
-    if platforms.HERE.key == "win32":
+    if platform.key == "darwin":
+        from zeek_agent.service.launchd import InstalledDaemon
+
+        return InstalledDaemon()
+    if platform.key == "win32":
         from zeek_agent.service.windows_service import WindowsService
 
         return WindowsService()
