@@ -69,6 +69,10 @@ def run_checks(config: Config, origins: Mapping[str, str]) -> list[Check]:
     if platforms.HERE.key == "linux":
         checks += [*_privileges(), *_kernel(), *_bpf(), *_cgroup(), *_audit()]
         checks += [*worker_checks.protections(config), *worker_checks.fuse_timeout()]
+    elif platforms.HERE.key == "darwin":
+        from zeek_agent.terminal import macos_checks
+
+        checks += macos_checks.checks()
     checks += _osquery(config.osquery)
     for target in destination.parse_all(config.zeek.destinations):
         if target.is_bus:
@@ -257,7 +261,8 @@ def _sources(settings: SourceSettings) -> Iterator[Check]:
     from zeek_agent.recording.files.file_watcher_link import Startable
     from zeek_agent.recording.registry import candidates
 
-    watchers = Startable() if Capability.SYS_ADMIN in capabilities.effective() else None
+    is_linux = platforms.HERE.key == "linux"
+    watchers = Startable() if is_linux and Capability.SYS_ADMIN in capabilities.effective() else None
     for kind, sources in candidates(settings, watchers=watchers).items():
         essential = any(source.essential for source in sources)
         best: str | None = None

@@ -99,7 +99,7 @@ class Eslogger(Source):
             return "eslogger needs root"
         counters, self.counters = self.counters, Counters()
         try:
-            reason = self._missing_events()
+            reason = missing_events(self._command)
             if reason is None:
                 self._begin(None)
         except OSError as error:
@@ -141,18 +141,6 @@ class Eslogger(Source):
         program = self._program
         if program is not None:
             program.drain()
-
-    def _missing_events(self) -> str | None:
-        """One event that eslogger does not know makes it refuse them all. The list does not need root."""
-        command = [*self._command, "--list-events"]
-        try:
-            done = subprocess.run(command, capture_output=True, check=False, timeout=_LIST_SECONDS)
-        except subprocess.TimeoutExpired:
-            return f"{' '.join(command)} does not end"
-        if done.returncode:
-            return f"{' '.join(command)} ended with status {done.returncode}"
-        missing = set(KINDS) - set(done.stdout.decode(errors="replace").split())
-        return f"this eslogger does not report {' and '.join(sorted(missing))}" if missing else None
 
     def _begin(self, sink: Sink | None) -> None:
         """Start eslogger, and wait for its first line. Raises OSError with the reason if it is refused."""
@@ -262,6 +250,22 @@ class Eslogger(Source):
         if row.state == "stopped":
             self._own_signs.discard(row.pid)
         return True
+
+
+def missing_events(eslogger: Sequence[str]) -> str | None:
+    """Why this eslogger cannot report what is recorded; None if it can. Needs no root.
+
+    One event that eslogger does not know makes it refuse them all. Raises OSError.
+    """
+    command = [*eslogger, "--list-events"]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False, timeout=_LIST_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"{' '.join(command)} does not end"
+    if done.returncode:
+        return f"{' '.join(command)} ended with status {done.returncode}"
+    missing = set(KINDS) - set(done.stdout.decode(errors="replace").split())
+    return f"this eslogger does not report {' and '.join(sorted(missing))}" if missing else None
 
 
 def _shown(line: bytes) -> str:
