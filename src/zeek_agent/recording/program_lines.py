@@ -73,7 +73,8 @@ class ProgramLines:
         self._ended = ended
         self._buffer = LineBuffer(line_bytes_max)
         self._complaint = b""
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
+        """Held while lines are received and settled."""
         self._is_stopping = False
         self._wake, self._waker = -1, -1
         self._thread = threading.Thread(target=self._run, name=os.path.basename(command[0]), daemon=True)  # noqa: PTH119
@@ -107,7 +108,7 @@ class ProgramLines:
 
     def drain(self) -> None:
         """Read what the program has written, in the caller's thread."""
-        with self._lock:
+        with self.lock:
             if not self._streams()[0].closed:
                 self._read_turn()
                 self._settle()
@@ -160,7 +161,7 @@ class ProgramLines:
                 ready = [key.fileobj for key, _ in selector.select(_TICK_SECONDS)]
                 if self._wake in ready:
                     return "stopped"
-                with self._lock:
+                with self.lock:
                     if complaints in ready and not self._read_complaints():
                         selector.unregister(complaints)
                     is_open = self._read_turn()

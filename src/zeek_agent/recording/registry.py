@@ -143,7 +143,8 @@ def _portable_sockets(shared: SourceContext) -> list[Source]:
 def _darwin_processes(shared: SourceContext) -> list[Source]:
     from zeek_agent.recording.processes.eslogger import Eslogger
 
-    return [Eslogger(shared.settings, shared.masker), *_portable_processes(shared)]
+    living = _living_processes(shared.group)
+    return [Eslogger(shared.settings, shared.masker, living=living), *_portable_processes(shared)]
 
 
 def _darwin_system_logs(shared: SourceContext) -> list[Source]:

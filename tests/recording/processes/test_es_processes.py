@@ -11,6 +11,7 @@ from es_messages import Messages, Object, begin, line, process
 from zeek_agent.host.macos.eslogger_line import Message, Sequence, read_line
 from zeek_agent.masking.masker import Masker
 from zeek_agent.recording.processes.es_processes import ARGUMENT_BYTES_MAX, EsProcesses
+from zeek_agent.recording.processes.process import Process
 from zeek_agent.recording.processes.process_event import ProcessEvent
 from zeek_agent.recording.processes.sequence_gaps import SequenceGaps
 
@@ -206,6 +207,39 @@ def test_an_exit_that_comes_after_the_first_look_keeps_its_code(processes: EsPro
     processes.reconcile(lambda _: False, BEGIN + 5)
     assert rows(processes, messages.exit(program, 1, 256))[0].exit_code == 1
     assert processes.reconcile(lambda _: False, BEGIN + 6) == ([], True)
+
+
+def running(pid: int, exe: str, parent: int = 1, vsize: int | None = 4_096) -> Process:
+    """A living process, as the system shows it; its start is that of the messages."""
+    started = begin() + pid * 1_000
+    return Process(
+        pid=pid,
+        start_ticks=started,
+        since=started * 1_000,
+        started=started * 1_000,
+        entity_id=entity(pid),
+        name="shortened",
+        ppid=parent,
+        exe=exe,
+        command_line=Masker().command_line(b"program\0argument\0"),
+        vsize=vsize,
+    )
+
+
+def test_running_processes_are_known_and_those_of_a_period_reported(processes: EsProcesses, messages: Messages) -> None:
+    rows(processes, messages.fork(process(400), process(401, parent=400), 0))
+    shown = [running(399, "/bin/old"), running(450, "/bin/child", 449), running(449, "/bin/parent"), running(401, "/x")]
+    found = processes.add_running(shown, BEGIN + 0.4485, BEGIN + 0.4495)
+    assert [(event.pid, event.found_running, event.name, event.exe) for event in found] == [
+        (449, True, "parent", "/bin/parent")
+    ]
+    child, parent = process(450, "/bin/child", parent=449), process(449, "/bin/parent", inode=6)
+    ended = rows(processes, messages.exit(child, 500_000), messages.exit(parent, 500_001))
+    assert [(event.cmdline, event.vsize, event.found_running) for event in ended] == [
+        ("program argument", None, False)
+    ] * 2
+    assert (ended[0].parent_exe, ended[0].parent_entity_id) == ("/bin/parent", entity(449))
+    assert ended[1].exe_inode == 6
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,7 +22,10 @@ from zeek_agent.config import SourceSettings
 from zeek_agent.events.store import EventStore
 from zeek_agent.host.macos.eslogger_errors import explained
 from zeek_agent.host.macos.eslogger_line import Message, read_line
+from zeek_agent.masking.masker import Masker
 from zeek_agent.recording.processes.eslogger import Eslogger
+from zeek_agent.recording.processes.process import Process
+from zeek_agent.recording.source import MissedTime
 from zeek_agent.recording.supervisor import Supervisor
 from zeek_agent.schema import EventRow
 from zeek_agent.tables.events import TABLES
@@ -33,12 +37,37 @@ BOOT = "4f3a9c21-d07b-4000-8000-000000000000"
 NOT_PERMITTED = {"complain": "Failed to create ES client: ES_NEW_CLIENT_RESULT_ERR_NOT_PERMITTED\n"}
 
 
+class Living:
+    """Living processes, as the system shows them."""
+
+    start_unit_ns = 1_000
+
+    def __init__(self, processes: Sequence[Process]) -> None:
+        self._processes = {process.pid: process for process in processes}
+
+    def now(self) -> int:
+        return time.time_ns()
+
+    def pids(self) -> list[int]:
+        return [*self._processes, 99_999]
+
+    def read(self, pid: int, _: Masker) -> Process | None:
+        return self._processes.get(pid)
+
+
+def running(pid: int, started: int) -> Process:
+    """A living process that started so many microseconds after `begin`."""
+    started += begin()
+    return Process(pid, started, started * 1_000, started * 1_000, f"4f3a9c21d07b-{pid}-{started}", "x", exe="/bin/x")
+
+
 def source(
     program: FakeProgram,
     *,
     settings: SourceSettings | None = None,
     is_root: bool = True,
     is_alive: Callable[[int], bool] = lambda _: True,
+    living: Sequence[Process] = (),
     begin_seconds: float = 30.0,
 ) -> Eslogger:
     return Eslogger(
@@ -47,6 +76,7 @@ def source(
         is_root=lambda: is_root,
         boot=lambda: BOOT,
         is_alive=is_alive,
+        living=Living(living),
         begin_seconds=begin_seconds,
     )
 
@@ -192,6 +222,38 @@ def test_the_programs_that_show_whether_it_works_have_no_rows(tmp_path: Path, me
     made.stop()
     assert {(row.pid, row.ppid) for row in rows} == {(1, 1), (pid, os.getpid() + 1)}
     assert len(rows) == 2
+
+
+def test_processes_that_began_while_nobody_recorded_are_found(tmp_path: Path) -> None:
+    messages, second = Messages(), 1_000_000
+    first = line(messages.exit(process(300, "/usr/bin/true"), 60 * second))
+    ends = [
+        line(messages.exit(process(pid, "/bin/x", started=begin() + 30 * second), 61 * second)) for pid in (802, 804)
+    ]
+    started = {801: 10, 802: 30, 803: 30, 804: 30, 805: 61}
+    living = [running(pid, seconds * second) for pid, seconds in started.items()]
+    recorded = {living[2].entity_id}
+    go = tmp_path / "go"
+    program = fake_eslogger(tmp_path, [write(first), {"wait_for": str(go)}, write(*ends)])
+    made = source(program, living=living, is_alive=lambda pid: pid != 804)
+    made.missed = MissedTime(begin() / 1e6 + 20, lambda *_: frozenset(recorded))
+    with Recording([made]) as recording:
+        (found,) = recording.expect(TABLE, found_running=True)
+        assert (found["pid"], found["state"], found["time"]) == (802, "started", begin() / 1e6 + 30)
+        go.touch()
+        recording.expect(TABLE, count=2, state="stopped", exe="/bin/x")
+        assert len(recording.events(TABLE, state="started")) == 1
+
+
+def test_processes_whose_start_was_lost_are_found(tmp_path: Path, first: bytes) -> None:
+    living = [running(801, 10), running(802, 5_000_000), running(803, 10**15)]
+    made = source(fake_eslogger(tmp_path, [write(first)]), living=living)
+    with Recording([made]) as recording:
+        recording.expect(TABLE, pid=300)
+        made.find_lost(begin() / 1e6 + 1)
+        assert [event["pid"] for event in recording.events(TABLE, found_running=True)] == [802]
+        made.find_lost(begin() / 1e6 + 1)
+        assert len(recording.events(TABLE, found_running=True)) == 1
 
 
 @pytest.mark.parametrize(

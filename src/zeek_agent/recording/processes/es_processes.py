@@ -6,9 +6,9 @@ the messages before, so each living process that one has shown is remembered, in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec import structs
 
@@ -17,8 +17,11 @@ from zeek_agent.host.macos.eslogger_line import EsProcess, Execution, Exit, Fork
 from zeek_agent.masking.command_line import CommandLine
 from zeek_agent.masking.masker import Masker
 from zeek_agent.recording.processes.process_changes import FORK_TIMEOUT_NS
-from zeek_agent.recording.processes.process_event import ProcessEvent, exit_code
+from zeek_agent.recording.processes.process_event import ProcessEvent, exit_code, process_event
 from zeek_agent.text import to_bytes
+
+if TYPE_CHECKING:
+    from zeek_agent.recording.processes.process import Process
 
 ARGUMENT_BYTES_MAX: Final = 4_096
 """Longer command lines are cut off, as with eBPF."""
@@ -93,6 +96,26 @@ class EsProcesses:
         self._gone = gone - self._gone
         return rows, not self._gone
 
+    def add_running(self, running: Sequence[Process], since: float, until: float) -> list[ProcessEvent]:
+        """Remember living processes that no message has shown, with times since the epoch.
+
+        Returns the starts of those that began in this period (seconds since the epoch).
+        """
+        added = [process for process in running if process.pid not in self._known]
+        for process in added:
+            row = process_event(process, process.started, 0.0, None)
+            row = structs.replace(row, name=_name(row.exe) or row.name)
+            self._add(process.pid, _Known(row, process.start_ticks))
+        rows = []
+        for process in added:  # a parent's pid may be the higher one
+            known = self._known.get(process.pid)
+            parent = self._known.get(process.ppid)
+            if known is not None and parent is not None and (parent.started or 0) <= process.start_ticks:
+                known.row = _with_parent(known.row, parent.row)
+            if known is not None and since <= known.row.time < until:
+                rows.append(structs.replace(known.row, found_running=True))
+        return rows
+
     def _fork(self, event: Fork, message: Message) -> Iterator[ProcessEvent]:
         """A child is a copy of its parent until it executes a program."""
         child, pid = event.process, event.process.token.pid
@@ -142,6 +165,8 @@ class EsProcesses:
             time=time / 1e6,
             duration=None if known.started is None else max(time - known.started, 0) / 1e6,
             state="stopped",
+            vsize=None,
+            rsize=None,
             exit_code=exit_code(status),
         )
 
@@ -171,6 +196,8 @@ class EsProcesses:
                 argv=None,
                 cwd=None,
             )
+        elif row.exe_inode is None:
+            row = structs.replace(row, exe_device=process.exe_device, exe_inode=process.exe_inode)
         known.row = structs.replace(
             row,
             uid=token.euid,
@@ -218,15 +245,7 @@ class EsProcesses:
                 parent_name=ancestor.parent_name,
                 parent_exe=ancestor.parent_exe,
             )
-        if parent is not None:
-            row = structs.replace(
-                row,
-                ppid=parent.row.pid,
-                parent_entity_id=parent.row.entity_id,
-                parent_name=parent.row.name,
-                parent_exe=parent.row.exe,
-            )
-        return row
+        return row if parent is None else _with_parent(row, parent.row)
 
     def _entity_id(self, pid: int, started: int | None) -> str | None:
         return None if started is None else entity_id(self._boot_session, pid, started)
@@ -244,6 +263,16 @@ class EsProcesses:
             return None
         raw = to_bytes("\0".join([*arguments, ""]))
         return self._masker.command_line(raw[:ARGUMENT_BYTES_MAX], cut=len(raw) > ARGUMENT_BYTES_MAX)
+
+
+def _with_parent(row: ProcessEvent, parent: ProcessEvent) -> ProcessEvent:
+    return structs.replace(
+        row,
+        ppid=parent.pid,
+        parent_entity_id=parent.entity_id,
+        parent_name=parent.name,
+        parent_exe=parent.exe,
+    )
 
 
 def _name(exe: str | None) -> str | None:

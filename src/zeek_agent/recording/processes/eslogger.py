@@ -7,7 +7,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Final
 
 from zeek_agent import platforms
@@ -26,6 +26,7 @@ from zeek_agent.text import clipped
 
 if TYPE_CHECKING:
     from zeek_agent.config import SourceSettings
+    from zeek_agent.recording.processes.process import LivingProcesses
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +60,14 @@ class Eslogger(Source):
         is_root: Callable[[], bool] = platforms.HERE.is_privileged,
         boot: Callable[[], str] = boot_session,
         is_alive: Callable[[int], bool] | None = None,
+        living: LivingProcesses | None = None,
         sign_of_life: Sequence[str] = SIGN_OF_LIFE,
         begin_seconds: float = _BEGIN_SECONDS,
     ) -> None:
-        """`masker` masks secrets in command lines before they are kept anywhere."""
+        """`masker` masks secrets in command lines before they are kept anywhere.
+
+        `living` shows processes that began before the recording or whose start was lost, by a clock since the epoch.
+        """
         super().__init__()
         self._masker = masker or Masker()
         self._command = command
@@ -70,6 +75,7 @@ class Eslogger(Source):
         self._is_root = is_root
         self._boot = boot
         self._is_alive = is_alive or _exists
+        self._living = living
         self._sign_of_life = sign_of_life
         self._begin_seconds = begin_seconds
         self._own_signs: set[int] = set()
@@ -116,6 +122,7 @@ class Eslogger(Source):
         except OSError:
             self._end()
             raise
+        self._find_missed()
 
     def stop(self) -> None:
         if self._end():
@@ -141,6 +148,30 @@ class Eslogger(Source):
         program = self._program
         if program is not None:
             program.drain()
+
+    def find_lost(self, since: float) -> None:
+        program = self._program
+        if program is not None:
+            program.drain()
+            self._find_running(program, since, time.time() - _LATENCY_SECONDS, frozenset())
+
+    def _find_missed(self) -> None:
+        """Report running processes that began while nobody recorded, and remember those that began before."""
+        program, missed, first = self._program, self.missed, self._first
+        if program is not None and first is not None:
+            recorded = missed.entities_since(PROCESSES_EVENTS, missed.since) if missed else frozenset()
+            self._find_running(program, missed.since if missed else first, first, recorded)
+
+    def _find_running(self, program: ProgramLines, since: float, until: float, recorded: Collection[str]) -> None:
+        if self._living is None:
+            return
+        shown = [self._living.read(pid, self._masker) for pid in self._living.pids()]
+        with program.lock:
+            running = [
+                one for one in shown if one is not None and one.started < until * 1e9 and self._is_alive(one.pid)
+            ]
+            found = self._processes.add_running(running, since, until)
+            self._pass_on([row for row in found if row.entity_id not in recorded])
 
     def _begin(self, sink: Sink | None) -> None:
         """Start eslogger, and wait for its first line. Raises OSError with the reason if it is refused."""
