@@ -400,7 +400,7 @@ class SourceSettings(Section, frozen=True):
         tuple[str, ...],
         Meta(
             description="ignore processes that execute one of these files (full paths) in the host's mount namespace, "
-            "from the start of recording on and only with eBPF; see docs/security.md"
+            "from the start of recording on and only with eBPF, or eslogger on macOS; see docs/security.md"
         ),
     ] = ()
     ignore_uids: Annotated[tuple[int, ...], Meta(description="ignore processes of these users")] = ()

@@ -12,7 +12,7 @@ import inspect
 import itertools
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, get_args
 
@@ -26,6 +26,7 @@ from zeek_agent.database.functions import BUILT_IN, FUNCTIONS
 from zeek_agent.database.sandbox import PRAGMAS, TABLE_FUNCTIONS
 from zeek_agent.database.time_columns import TIME_AGGREGATES
 from zeek_agent.database.versions import COLLATIONS
+from zeek_agent.host.macos import eslogger_line, log_line
 from zeek_agent.masking.programs import PROGRAMS, Program
 from zeek_agent.metrics import agent_metrics, collector_metrics, gateway_metrics
 from zeek_agent.platforms.linux import Linux
@@ -67,14 +68,9 @@ def main(arguments: Sequence[str]) -> int:
     check = "--check" in arguments
     root = Path(next((argument for argument in arguments if not argument.startswith("-")), "."))
     wanted = pages()
-    if (readme := root / "README.md").exists():
-        wanted["README.md"] = with_tables(readme.read_text())
-    if (security := root / "docs/security.md").exists():
-        wanted["docs/security.md"] = with_lists(security.read_text())
-    if (collector := root / "docs/collector.md").exists():
-        wanted["docs/collector.md"] = with_logs(collector.read_text())
-    if (metrics := root / "docs/metrics.md").exists():
-        wanted["docs/metrics.md"] = with_metrics(metrics.read_text())
+    for path, filled in FILLED.items():
+        if (page := root / path).exists():
+            wanted[path] = filled(page.read_text())
     stale = [path for path, text in wanted.items() if not _is(root / path, text)]
     for path in stale:
         if check:
@@ -145,6 +141,25 @@ def with_metrics(metrics: str) -> str:
         ]
         parts.append(f"### {title}\n\n{_markdown_table(('Metric', 'Type', 'Labels', 'Meaning'), rows)}")
     return _replaced(metrics, METRICS_BEGIN, METRICS_END, "\n\n".join(parts))
+
+
+def with_macos_records(platforms: str) -> str:
+    """The page of macOS and Windows with the fields of eslogger's messages and of the unified log."""
+    for name, fields in (("eslogger", eslogger_line.FIELDS), ("unified log", log_line.FIELDS)):
+        rows = [(f"`{field}`", meaning) for field, meaning in fields.items()]
+        text = _markdown_table(("Field", "Columns, or why there are none"), rows)
+        platforms = _replaced(platforms, f"<!-- {name}: generated -->\n", f"<!-- {name}: end -->\n", text)
+    return platforms
+
+
+FILLED: Final[Mapping[str, Callable[[str], str]]] = {
+    "README.md": with_tables,
+    "docs/security.md": with_lists,
+    "docs/collector.md": with_logs,
+    "docs/metrics.md": with_metrics,
+    "docs/platforms.md": with_macos_records,
+}
+"""Pages with generated parts."""
 
 
 def _filled(entries: Iterable[str]) -> str:

@@ -15,13 +15,16 @@ processes_events = Table(
         "One row when a process starts (by executing a program, or by a fork without exec) and one when it stops, from "
         "the event store. Values that a source cannot provide are null; `zeek_agent_sources` shows the active backend "
         "and its losses. `exe_device`, `exe_inode` and `exe_mntns` identify the executable at the moment of the exec, "
-        "by eBPF only: other sources learn of it later, when the process may already execute something else. Processes "
+        "by eBPF and eslogger only (macOS has no mount namespaces): other sources learn of it later, when the process "
+        "may already execute something else. Processes "
         "that began while the agent did not record, or whose start was lost, and that still run afterwards, have a row "
         "with `found_running`."
     ),
     columns=[
         Column("time", "time", "when it happened"),
-        Column("name", "text", "short name of the process, at most 15 bytes (comm in proc(5))"),
+        Column(
+            "name", "text", "short name of the process, at most 15 bytes (comm in proc(5)); on macOS, its executable's"
+        ),
         Column("pid", "count", "process id"),
         Column("ppid", "count", "process id of the parent, the process that forked this one"),
         Column("uid", "count", "effective user id"),

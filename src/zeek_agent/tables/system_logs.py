@@ -14,7 +14,8 @@ system_logs_events = Table(
         "the journal can verify are then null. Recording begins with the agent's first start. Entries that were "
         "logged while the agent was down are recorded once it is running again, unless they are older than "
         "`events.retention_age`. `pid`, `uid`, `exe` and `unit` come from the kernel through the journal; everything "
-        "else is text that the logging program chose, so do not trust it."
+        "else is text that the logging program chose, so do not trust it. On macOS, one row per entry of the unified "
+        "log that `sources.log_predicate` selects, while the agent runs; `identifier` is `subsystem:category`."
     ),
     columns=[
         Column("time", "time", "when the entry was logged"),
@@ -43,6 +44,7 @@ system_logs_events = Table(
         "SELECT time, process, message FROM system_logs_events WHERE level <= '3'",
         "SELECT time, process, pid, message FROM system_logs_events WHERE facility IN (4, 10)",
     ],
+    platforms=("linux", "darwin"),
     kind="events",
 )
 

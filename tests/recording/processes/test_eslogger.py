@@ -207,6 +207,22 @@ def test_excluded_users_and_the_agent_have_no_rows(tmp_path: Path, messages: Mes
         assert {event["pid"] for event in recording.events(TABLE)} == {300, 602}
 
 
+def test_an_executable_is_excluded_as_the_file_that_it_is(tmp_path: Path, messages: Messages, first: bytes) -> None:
+    ignored = tmp_path / "ignored"
+    ignored.write_bytes(b"program")
+    status = ignored.stat()
+    same, other = process(601, str(ignored), inode=status.st_ino), process(602, str(ignored), inode=status.st_ino + 1)
+    unknown = process(603, str(ignored))
+    for one in (same, other):
+        one["executable"]["stat"]["st_dev"] = status.st_dev
+    del unknown["executable"]["stat"]
+    lines = [line(messages.exit(one, at)) for at, one in enumerate((same, other, unknown))]
+    settings = SourceSettings(ignore_executables=(str(ignored),))
+    with Recording([source(fake_eslogger(tmp_path, [write(first, *lines)]), settings=settings)]) as recording:
+        recording.expect(TABLE, pid=603)
+        assert {event["pid"] for event in recording.events(TABLE)} == {300, 602, 603}
+
+
 def test_the_programs_that_show_whether_it_works_have_no_rows(tmp_path: Path, messages: Messages) -> None:
     go, signs = tmp_path / "go", tmp_path / "signs"
     made = source(fake_eslogger(tmp_path, [{"wait_for": str(go)}, write(line(messages.exit(process(1), 0)))]))

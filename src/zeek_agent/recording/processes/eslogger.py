@@ -16,6 +16,7 @@ from zeek_agent.host.macos.boot_session import boot_session
 from zeek_agent.host.macos.eslogger_errors import explained
 from zeek_agent.host.macos.eslogger_line import KINDS, MESSAGE_VERSIONS, SCHEMA_VERSION, Message
 from zeek_agent.masking.masker import Masker
+from zeek_agent.platforms.darwin import PLATFORM as DARWIN
 from zeek_agent.recording.exclusions import Exclusions
 from zeek_agent.recording.processes.es_processes import EsProcesses
 from zeek_agent.recording.processes.process_event import PROCESSES_EVENTS, ProcessEvent
@@ -71,7 +72,7 @@ class Eslogger(Source):
         super().__init__()
         self._masker = masker or Masker()
         self._command = command
-        self._exclusions = Exclusions(settings)
+        self._exclusions = Exclusions(settings, DARWIN)
         self._is_root = is_root
         self._boot = boot
         self._is_alive = is_alive or _exists
