@@ -19,6 +19,7 @@ from recording import Recording
 from waiting import until_sync
 
 from zeek_agent.config import SourceSettings
+from zeek_agent.events.reading import read_rows
 from zeek_agent.events.store import EventStore
 from zeek_agent.host.macos.eslogger_errors import explained
 from zeek_agent.host.macos.eslogger_line import Message, read_line
@@ -29,6 +30,7 @@ from zeek_agent.recording.source import MissedTime
 from zeek_agent.recording.supervisor import Supervisor
 from zeek_agent.schema import EventRow
 from zeek_agent.tables.events import TABLES
+from zeek_agent.text import from_bytes
 
 pytestmark = pytest.mark.documented_shape
 
@@ -409,3 +411,30 @@ def test_one_that_is_refused_shows_why(tmp_path: Path, store: EventStore) -> Non
     with_it.stop()
     assert not status.active
     assert "Full Disk Access" in (status.reason or "")
+
+
+@pytest.mark.usefixtures("ahead_of_the_clock")
+def test_hostile_names_are_in_the_store_as_they_are(tmp_path: Path, messages: Messages, store: EventStore) -> None:
+    """Any name, also one that is not UTF-8, is one row with one start."""
+    target = process(901, "PLACE", parent=400)
+    raw = line(messages.exec(process(901, parent=400), target, ["PLACE", "PLACE"], 1_000))
+    names = [
+        b"/tmp/\xff\xfe",
+        b"/tmp/\\n\\u001b[2J",
+        b"/tmp/'; DROP TABLE processes_events; --",
+        "/tmp/\u202egpj".encode(),
+    ]
+    lines = []
+    for number, name in enumerate(names):
+        numbered = raw.replace(b"901", b"%d" % (901 + number)).replace(b'"seq_num":0', b'"seq_num":%d' % number)
+        lines.append(numbered.replace(b'"global_seq_num":0', b'"global_seq_num":%d' % number).replace(b"PLACE", name))
+    made = source(fake_eslogger(tmp_path, [write(*lines)]))
+    with_it = Supervisor(SourceSettings(), store, choose=lambda *_: {"processes": [made]})
+    with_it.start()
+    until_sync(lambda: made.counters.received == len(names))
+    with_it.stop()
+    assert store.flush()
+    rows = read_rows(store.uri, "SELECT exe, cmdline FROM processes_events ORDER BY seq")
+    paths = [from_bytes(name.replace(b"\\n", b"\n").replace(b"\\u001b", b"\x1b")) for name in names]
+    assert rows == [(path, f"{path} {path}") for path in paths]
+    assert made.counters.lost.total() == 0

@@ -10,6 +10,7 @@ UNSET: Final = 0xFFFF_FFFF
 """A user or session that was never set: AU_DEFAUDITID."""
 FIELDS: Final = ("auid", "euid", "egid", "ruid", "rgid", "pid", "asid", "pidversion")
 """In the order of the array."""
+_PID: Final = FIELDS.index("pid")
 _PID_MAX: Final = 0x7FFF_FFFF
 
 
@@ -31,21 +32,14 @@ def audit_token(value: Any) -> AuditToken | None:
 
     None if it is neither, or has no process id.
     """
-    if isinstance(value, list) and len(value) == len(FIELDS):
-        value = dict(zip(FIELDS, value, strict=True))
-    if not isinstance(value, dict) or (pid := count(value.get("pid"), _PID_MAX)) is None:
+    if isinstance(value, dict):
+        value = [value.get(name) for name in FIELDS]
+    elif not isinstance(value, list) or len(value) != len(FIELDS):
         return None
-    numbers = {name: unsigned(value.get(name)) for name in FIELDS}
-    return AuditToken(
-        pid=pid,
-        auid=_set_or_none(numbers["auid"]),
-        euid=numbers["euid"],
-        egid=numbers["egid"],
-        ruid=numbers["ruid"],
-        rgid=numbers["rgid"],
-        asid=_set_or_none(numbers["asid"]),
-        pidversion=numbers["pidversion"],
-    )
+    if (pid := count(value[_PID], _PID_MAX)) is None:
+        return None
+    auid, euid, egid, ruid, rgid, _, asid, pidversion = map(unsigned, value)
+    return AuditToken(pid, _set_or_none(auid), euid, egid, ruid, rgid, _set_or_none(asid), pidversion)
 
 
 def _set_or_none(number: int | None) -> int | None:

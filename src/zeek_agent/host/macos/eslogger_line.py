@@ -29,6 +29,7 @@ MESSAGE_VERSIONS: Final = (9, 10)
 """Of macOS 15 and macOS 26; others are read in the same way."""
 KINDS: Final = ("exec", "fork", "exit")
 _SEQUENCE_MAX: Final = 1 << 53
+_PID_MAX: Final = 0x7FFF_FFFF
 _STATUS_MAX: Final = 0xFFFF
 _EVENT_TYPE_MAX: Final = 1_023
 """There are about 150."""
@@ -245,16 +246,22 @@ def _process(raw: Raw) -> EsProcess | None:
     token = audit_token(found.audit_token)
     if token is None:
         return None
-    parent = audit_token(found.parent_audit_token)
-    ppids = (count(found.original_ppid, 0x7FFF_FFFF), count(found.ppid, 0x7FFF_FFFF), parent.pid if parent else None)
     return EsProcess(
         token=token,
-        ppid=next((ppid for ppid in ppids if ppid is not None), None),
+        ppid=_ppid(found),
         started=microseconds(found.start_time),
         exe=_path(found.executable),
         exe_device=unsigned(member(found.executable, "stat", "st_dev")),
         exe_inode=count(member(found.executable, "stat", "st_ino")),
     )
+
+
+def _ppid(process: _Process) -> int | None:
+    for ppid in (process.original_ppid, process.ppid):
+        if count(ppid, _PID_MAX) is not None:
+            return int(ppid)
+    parent = audit_token(process.parent_audit_token)
+    return None if parent is None else parent.pid
 
 
 def _path(file: Any) -> str | None:

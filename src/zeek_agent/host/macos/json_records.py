@@ -16,7 +16,6 @@ from zeek_agent.text import from_bytes
 
 _Record = TypeVar("_Record")
 
-_ODD_ESCAPES: Final = (rb"\ud", rb"\uD", rb"\ue", rb"\uE")
 _ESCAPE: Final = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
     rb"|u(?P<lone>[dD][89a-fA-F][0-9a-fA-F]{2})|u(?P<private>[eE][fF][89a-fA-F][0-9a-fA-F])|.)",
@@ -47,7 +46,7 @@ def valid_json(line: bytes) -> bytes:
     """The line with all text in the form of `text.py`, which is valid JSON if the rest of the line is."""
     if not line.isascii():
         line = from_bytes(line).encode()
-    return _ESCAPE.sub(_valid_escape, line) if any(escape in line for escape in _ODD_ESCAPES) else line
+    return _ESCAPE.sub(_valid_escape, line) if rb"\u" in line else line
 
 
 def _valid_escape(match: re.Match[bytes]) -> bytes:
