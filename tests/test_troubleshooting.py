@@ -92,6 +92,7 @@ RELAYED: Final = {
     "recording/followed/followed_table.py: '; '.join([*lost, *self._notes.texts()]) or None",
     "recording/logins/logins.py: '; '.join((f'{name}: {reason}' for name, reason in reasons.items()))",
     "recording/logins/logins.py: f'{one.name}: {one.failure}'",
+    "recording/processes/eslogger.py: self._refused",  # of eslogger_errors.py
     "recording/sockets/conntrack.py: failure",
     "recording/sockets/ebpf_sockets.py: '; '.join(missing)",
     "recording/supervisor.py: failure",

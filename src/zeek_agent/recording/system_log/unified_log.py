@@ -130,14 +130,14 @@ class UnifiedLog(Source):
         self.counters.lost["decode"] = self._unreadable + program.too_long
 
     def _entry(self, found: LogRecord) -> SystemLogEntry:
-        message = found.message
-        if message is not None:
-            message = masked_message(from_bytes(bounded(to_bytes(message))), self._masker)
+        shown = found.message
+        if shown is not None:
+            shown = masked_message(from_bytes(bounded(to_bytes(shown))), self._masker)
         return SystemLogEntry(
             time=found.time / 1e6,
             process=found.exe.rpartition("/")[2] or found.exe if found.exe else None,
             level=found.level,
-            message=message,
+            message=shown,
             pid=found.pid,
             uid=found.uid,
             exe=found.exe,
