@@ -63,7 +63,7 @@ class ControlTransport(ABC):
 
     @abstractmethod
     def connect(self, address: Path, timeout_seconds: float) -> Connection:
-        """Connect. Raises OSError: FileNotFoundError, NotADirectoryError or ConnectionRefusedError if nobody listens.
+        """Connect. Raises OSError: FileNotFoundError, NotADirectoryError or ConnectionRefusedError if no agent listens.
 
         Raises UsageError for an address that cannot be one.
         """

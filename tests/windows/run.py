@@ -2,8 +2,8 @@
 
     python tests/windows/run.py [--write] [FILE …]
 
-Each file runs in a process of its own, so that a crash or a test that hangs costs the others nothing. `left_out.py`
-names the tests and files that are not run, and why; any other failure is an error.
+Each suite runs in a process of its own. `left_out.py` names the tests and files that are not run, and why; any other
+failure is an error.
 `--write` puts the figures into docs/platforms.md. Results are kept next to Wine's prefix.
 """
 
@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import re
 import subprocess
 import sys
-import xml.etree.ElementTree as ET
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -22,16 +23,18 @@ import wine
 from left_out import FILES, TESTS
 
 SUITES = {
+    "SQL": ["tests/database"],
     "protocol": ["tests/zeek", "tests/test_community_id.py"],
     "database": ["tests/events", "tests/results"],
-    "SQL": ["tests/database"],
     "query": ["tests/queries", "tests/control", "tests/terminal/test_shell.py"],
     "collector": ["tests/collector"],
     "platform": ["tests/platforms", "tests/test_config.py", "tests/test_access.py", "tests/masking"],
 }
-PROCESSES = 3
-SECONDS = 600.0
-"""Time for a file. A test that takes longer than pytest's timeout ends its process."""
+PROCESSES = 2
+SECONDS = 3_000.0
+"""Time for a suite. A test that takes longer than pytest's timeout ends its process."""
+_NOT_IMPORTED = re.compile(r"^ERROR (tests/\S+?\.py)(?: - .*)?$", re.MULTILINE)
+_RESULT = re.compile(r"^(tests/\S+?\.py)::(.+?) (PASSED|FAILED|ERROR|SKIPPED)", re.MULTILINE)
 
 
 class Outcome(NamedTuple):
@@ -49,10 +52,12 @@ def main() -> int:
     given = parser.parse_args()
     wine.set_up()
     suites = {"chosen": given.files} if given.files else SUITES
-    outcomes = {name: run_suite(places) for name, places in suites.items()}
+    with ThreadPoolExecutor(PROCESSES) as pool:
+        found = pool.map(run_suite, suites.keys(), suites.values())
+        outcomes = dict(zip(suites, found, strict=True))
     print(table(outcomes))
     wrong = [one for one in itertools.chain.from_iterable(outcomes.values()) if one.result in {"failed", "error"}]
-    for one in wrong:
+    for one in sorted(wrong):
         print(f"{one.result}: {one.file}::{one.name}")
     if given.write and not given.files:
         write(outcomes)
@@ -68,30 +73,28 @@ def run_agent_tests() -> int:
     ).returncode
 
 
-def run_suite(places: list[str]) -> list[Outcome]:
-    """The outcomes of a suite's tests that are not left out."""
+def run_suite(name: str, places: list[str]) -> list[Outcome]:
+    """The outcomes of a suite's tests that are not left out, also of one that crashes."""
     files = [file for file in sorted(files_of(places)) if file not in FILES]
-    with ThreadPoolExecutor(PROCESSES) as pool:
-        return [one for ones in pool.map(run_file, files) for one in ones]
-
-
-def run_file(file: str) -> list[Outcome]:
-    kept = wine.KEPT / "results" / file.replace("/", "_")
-    kept.parent.mkdir(exist_ok=True)
-    report = kept.with_suffix(".xml")
-    report.unlink(missing_ok=True)
-    options = ["-q", "-p", "no:cacheprovider", "--tb=short", f"--junitxml={wine.windows_path(report)}"]
-    options += [f"--deselect={test}" for test in TESTS if test.startswith(f"{file}::")]
-    try:
-        done = wine.run_python(["-m", "pytest", *options, file], seconds=SECONDS)
-    except subprocess.TimeoutExpired:
-        return [Outcome(file, f"did not end within {SECONDS:g} s", "error")]
-    kept.with_suffix(".txt").write_text(done.stdout + done.stderr)
-    if not report.exists():
-        return [Outcome(file, f"the process has crashed: see {kept.with_suffix('.txt')}", "error")]
-    outcomes = [outcome(file, case) for case in ET.parse(report).getroot().iter("testcase")]
-    print(file, dict(Counter(one.result for one in outcomes)), flush=True)
+    kept = wine.KEPT / f"{name}.txt"
+    options = ["-v", "-p", "no:cacheprovider", "--tb=short", "--continue-on-collection-errors"]
+    options += ["-o", "console_output_style=classic"]
+    options += [f"--deselect={test}" for test in TESTS if test.partition("::")[0] in files]
+    with kept.open("w") as output:
+        code = wine.run_into(output, ["-m", "pytest", *options, *files], SECONDS)
+    outcomes = list(outcomes_in(kept.read_text(errors="replace")))
+    if code not in {0, 1}:
+        outcomes.append(Outcome(name, f"the process has ended with {code}: see {kept}", "error"))
+    print(name, dict(Counter(one.result for one in outcomes)), flush=True)
     return outcomes
+
+
+def outcomes_in(output: str) -> Iterator[Outcome]:
+    """The results in what `pytest -v` prints."""
+    for file, name, result in _RESULT.findall(output):
+        yield Outcome(file, name, result.lower())
+    for file in dict.fromkeys(_NOT_IMPORTED.findall(output)):
+        yield Outcome(file, "the file cannot be imported", "error")
 
 
 def files_of(places: list[str]) -> set[str]:
@@ -101,12 +104,6 @@ def files_of(places: list[str]) -> set[str]:
         files = [path] if path.is_file() else path.rglob("test_*.py")
         found |= {file.relative_to(wine.ROOT).as_posix() for file in files}
     return found
-
-
-def outcome(file: str, case: ET.Element) -> Outcome:
-    kinds = {"failure": "failed", "error": "error", "skipped": "skipped"}
-    result = next((kinds[child.tag] for child in case if child.tag in kinds), "passed")
-    return Outcome(file, case.get("name", ""), result)
 
 
 def table(outcomes: dict[str, list[Outcome]]) -> str:

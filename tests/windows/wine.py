@@ -18,11 +18,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import threading
 import tomllib
 import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = f"{sys.version_info.major}{sys.version_info.minor}"
@@ -113,6 +115,21 @@ def run_python(
 ) -> subprocess.CompletedProcess[str]:
     """Run Windows' python.exe; its output is a pipe, without which Python cannot start under Wine."""
     return run(["wine", str(PYTHON / "python.exe"), *arguments], environment, seconds=seconds, cwd=cwd)
+
+
+def run_into(output: TextIO, arguments: Sequence[str], seconds: float) -> int | None:
+    """The same with its output in a file; returns the exit code, None if it had to be ended."""
+    with start_python(arguments) as process:
+        assert process.stdout is not None
+        copying = threading.Thread(target=shutil.copyfileobj, args=(process.stdout, output, 1))
+        copying.start()
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return None
+        finally:
+            copying.join()
 
 
 def start_python(

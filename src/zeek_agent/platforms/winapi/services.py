@@ -141,7 +141,7 @@ def state(name: str) -> int | None:
 
 
 class StartedService:
-    """This program as a service: the control manager's threads beside the main thread, which does the work."""
+    """This program as a service: threads for the control manager, and the main thread for the work."""
 
     def __init__(self, name: str) -> None:
         self._name = name
