@@ -15,9 +15,24 @@ DRIVES = {r"\device\harddiskvolume2": "C:", r"\device\harddiskvolume21": "D:"}
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("0x1a2c", 6700), ("0X1A2C", 6700), ("6700", 6700), (" 6700 ", 6700), ("0", 0)]
-    + [("-", None), ("", None), (None, None), ("0x", None), ("1e3", None), ("-1", None), ("٣", None)]
-    + [("0xffffffffffffffff", None), (str(2**63 - 1), 2**63 - 1), (str(2**63), None), ("9" * 5_000, None)],
+    [
+        ("0x1a2c", 6700),
+        ("0X1A2C", 6700),
+        ("6700", 6700),
+        (" 6700 ", 6700),
+        ("0", 0),
+        ("-", None),
+        ("", None),
+        (None, None),
+        ("0x", None),
+        ("1e3", None),
+        ("-1", None),
+        ("٣", None),
+        ("0xffffffffffffffff", None),
+        (str(2**63 - 1), 2**63 - 1),
+        (str(2**63), None),
+        ("9" * 5000, None),
+    ],
 )
 def test_numbers_are_decimal_or_hexadecimal(text: str | None, number: int | None) -> None:
     assert values.number(text) == number
@@ -50,8 +65,16 @@ def test_guids_are_in_lower_case_without_braces(text: str | None, guid: str | No
 
 @pytest.mark.parametrize(
     ("text", "sid"),
-    [("S-1-5-18", "S-1-5-18"), ("S-1-5-21-1-2-3-1001", "S-1-5-21-1-2-3-1001"), ("S-1-0-0", None)]
-    + [("S-1-5", None), ("alice", None), ("-", None), ("S-1-5-18; x", None), (None, None)],
+    [
+        ("S-1-5-18", "S-1-5-18"),
+        ("S-1-5-21-1-2-3-1001", "S-1-5-21-1-2-3-1001"),
+        ("S-1-0-0", None),
+        ("S-1-5", None),
+        ("alice", None),
+        ("-", None),
+        ("S-1-5-18; x", None),
+        (None, None),
+    ],
 )
 def test_sids_are_checked(text: str | None, sid: str | None) -> None:
     assert values.sid(text) == sid
@@ -72,8 +95,12 @@ def test_accounts_have_their_domain(domain: str | None, name: str | None, accoun
         ("::ffff:192.0.2.1", "192.0.2.1"),
         ("0:0:0:0:0:0:0:1", "::1"),
         ("fe80::1%12", "fe80::1"),
-    ]
-    + [("-", None), ("LOCAL", None), ("", None), ("192.0.2.256", None), (None, None)],
+        ("-", None),
+        ("LOCAL", None),
+        ("", None),
+        ("192.0.2.256", None),
+        (None, None),
+    ],
 )
 def test_addresses_are_in_canonical_form(text: str | None, address: str | None) -> None:
     assert values.address(text) == address

@@ -43,8 +43,12 @@ def test_the_values_of_an_event_are_read() -> None:
 
 @pytest.mark.parametrize(
     ("text", "fraction"),
-    [("2026-03-04T05:06:07.1234567Z", 1234567), ("2026-03-04T05:06:07.123456789Z", 1234567)]
-    + [("2026-03-04T05:06:07Z", 0), ("2026-03-04T05:06:07.5Z", 5_000_000)],
+    [
+        ("2026-03-04T05:06:07.1234567Z", 1234567),
+        ("2026-03-04T05:06:07.123456789Z", 1234567),
+        ("2026-03-04T05:06:07Z", 0),
+        ("2026-03-04T05:06:07.5Z", 5000000),
+    ],
 )
 def test_times_have_any_number_of_digits(text: str, fraction: int) -> None:
     event = parse_event(event_xml(SECURITY, 4688, time=text))
@@ -54,7 +58,7 @@ def test_times_have_any_number_of_digits(text: str, fraction: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "now", "2026-13-04T05:06:07Z", "2026-03-04T25:06:07Z", "2026-03-04T05:06:07.Z"])
 def test_what_is_not_a_time_is_refused(text: str) -> None:
-    with pytest.raises(EventXmlError, match="SystemTime is (not a time|missing)"):
+    with pytest.raises(EventXmlError, match=r"SystemTime is (not a time|missing)"):
         parse_event(event_xml(SECURITY, 4688, time=text))
 
 
@@ -116,7 +120,10 @@ def test_characters_that_xml_does_not_permit_do_not_hide_an_event(character: str
         (SAMPLE.replace("4711", str(2**64)), "EventRecordID is not a number"),
         (SAMPLE.replace("</EventData>", "<Data Name='x'/>" * FIELDS_MAX + "</EventData>"), "more than 512 values"),
         (SAMPLE.replace("</EventData>", "<a>" * DEPTH_MAX), "more than 16 levels"),
-        (SAMPLE.replace("<Task>", "<Task %s>" % " ".join(f"a{i}=''" for i in range(ATTRIBUTES_MAX))), "attributes"),
+        (
+            SAMPLE.replace("<Task>", "<Task {}>".format(" ".join(f"a{i}=''" for i in range(ATTRIBUTES_MAX)))),
+            "attributes",
+        ),
         (SAMPLE + " " * CHARACTERS_MAX, "longer than"),
     ],
 )

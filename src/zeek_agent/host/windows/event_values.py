@@ -113,7 +113,7 @@ def query_results(value: str | None) -> list[str]:
 
     Addresses are in canonical form; names in lower case without the final dot, as in `dns_events`.
     """
-    found = []
+    found: list[str] = []
     for part in (value or "").split(";"):
         answer = text(part.strip())
         if answer is not None and len(found) < ANSWERS_MAX:
