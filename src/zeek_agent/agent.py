@@ -172,7 +172,7 @@ class Agent:
             recorded_until=self._recorded_until,
         )
         self.database = self._open_database(tables, access)
-        choose = partial(candidates, early=early, watchers=watchers, may_read=self._may_read)
+        choose = partial(candidates, early=early, watchers=watchers, may_read=self._may_read, state=places.state)
 
         def sources(settings: SourceSettings, masker: Masker | None) -> Mapping[str, Sequence[Source]]:
             return {**choose(settings, masker), **self._followed(self._own_tables)}

@@ -295,11 +295,14 @@ class SourceSettings(Section, frozen=True):
     """Event sources."""
 
     processes: Annotated[
-        Literal["auto", "ebpf", "proc_connector", "audit", "eslogger", "snapshots", "off"],
-        Meta(description="backend for process events; `auto` selects the best available. `eslogger` is that of macOS"),
+        Literal["auto", "ebpf", "proc_connector", "audit", "eslogger", "sysmon", "security", "snapshots", "off"],
+        Meta(
+            description="backend for process events; `auto` selects the best available. `eslogger` is that of macOS, "
+            "`sysmon` and `security` are those of Windows"
+        ),
     ] = "auto"
     sockets: Annotated[
-        Literal["auto", "ebpf", "inet_diag", "audit", "snapshots", "off"],
+        Literal["auto", "ebpf", "inet_diag", "audit", "sysmon", "security", "snapshots", "off"],
         Meta(description="backend for socket events; `auto` selects the best available"),
     ] = "auto"
     translations: Annotated[
@@ -307,10 +310,10 @@ class SourceSettings(Section, frozen=True):
         Meta(description="backend for address translation (NAT), for the `translated_` columns of socket events"),
     ] = "auto"
     system_logs: Annotated[
-        Literal["auto", "journal", "syslog", "unified_log", "off"],
+        Literal["auto", "journal", "syslog", "unified_log", "event_log", "off"],
         Meta(
             description="backend for the system log; `auto` selects the journal, or else the files of a syslog daemon; "
-            "on macOS, the unified log"
+            "on macOS the unified log, on Windows its event logs"
         ),
     ] = "auto"
     log_predicate: Annotated[
@@ -324,7 +327,7 @@ class SourceSettings(Section, frozen=True):
         ),
     ] = 'eventType == "logEvent" OR eventType == "lossEvent"'
     dns: Annotated[
-        Literal["auto", "ebpf", "off"],
+        Literal["auto", "ebpf", "sysmon", "off"],
         Meta(description="backend for name lookups; `auto` selects the best available"),
     ] = "auto"
     dns_ports: Annotated[
@@ -369,10 +372,10 @@ class SourceSettings(Section, frozen=True):
         ),
     ] = 67_108_864
     logins: Annotated[
-        Literal["auto", "combined", "journal", "syslog", "audit", "wtmp", "kernel", "off"],
+        Literal["auto", "combined", "journal", "syslog", "audit", "wtmp", "kernel", "security", "off"],
         Meta(
             description="backend for logins; `auto` and `combined` merge what all of them know, any other is one of "
-            "them alone"
+            "them alone; on Windows only `security`"
         ),
     ] = "auto"
     syslog_files: Annotated[

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from places import ROOT
 
-from zeek_agent import config
+from zeek_agent import config, platforms
 from zeek_agent.config import SourceSettings
 from zeek_agent.platforms.darwin import PLATFORM as DARWIN
 from zeek_agent.platforms.linux import PLATFORM as LINUX
@@ -19,7 +19,7 @@ from zeek_agent.tables import builtin_tables
 from zeek_agent.terminal import config_check, doctor
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there are no sources elsewhere")
-PLATFORMS = (LINUX, DARWIN)
+PLATFORMS = tuple(map(platforms.of, platforms.KEYS))
 
 
 class Timers(Source):
@@ -38,7 +38,8 @@ class Timers(Source):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_setting_offers_exactly_the_backends(kind: str) -> None:
+def test_the_setting_offers_exactly_the_backends(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_living_processes", lambda _group: None)
     backends: set[str] = set()
     for platform in PLATFORMS:
         sources = candidates(SourceSettings(), platform=platform)[kind]

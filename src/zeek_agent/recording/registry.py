@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from zeek_agent import platforms
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from zeek_agent.recording.files.file_watcher_link import FileWatchers
     from zeek_agent.recording.processes.process import LivingProcesses
     from zeek_agent.recording.source import Source
+    from zeek_agent.recording.windows.windows_host import WindowsHost
 
 
 def _may_read_all(_: str) -> bool:
@@ -43,6 +45,8 @@ class SourceContext:
     may_read: Callable[[str], bool] = _may_read_all
     group: str = "linux"
     """The platform's group."""
+    state: Path | None = None
+    """The state directory; None for one in which nothing is kept."""
 
     @cached_property
     def system(self) -> PortableSystem:
@@ -50,6 +54,14 @@ class SourceContext:
         from zeek_agent.host.portable.system import portable_system
 
         return portable_system(self.group)
+
+    @cached_property
+    def windows(self) -> WindowsHost:
+        """What the sources of Windows' event logs share."""
+        from zeek_agent.recording.windows.windows_host import this_host
+
+        state = platforms.HERE.system_state if self.state is None else self.state
+        return this_host(state / "event-logs", self.masker, self.settings.process_cache)
 
     @cached_property
     def names(self) -> RemoteNames:
@@ -153,6 +165,17 @@ def _darwin_system_logs(shared: SourceContext) -> list[Source]:
     return [UnifiedLog(shared.settings, shared.masker)]
 
 
+def _event_logs(kind: str, after: BackendFactory = lambda _: []) -> BackendFactory:
+    """The sources of Windows' event logs for a kind of event, and then those of `after`."""
+
+    def create(shared: SourceContext) -> list[Source]:
+        from zeek_agent.recording.windows.backends import EVENT_LOGS
+
+        return [*EVENT_LOGS[kind](shared.windows, shared.settings), *after(shared)]
+
+    return create
+
+
 BackendFactory: TypeAlias = Callable[[SourceContext], "list[Source]"]
 """Creates the sources of one kind, in order of preference."""
 
@@ -171,7 +194,13 @@ _PORTABLE: Final[Mapping[str, BackendFactory]] = {"processes": _portable_process
 _BACKENDS: Final[Mapping[str, Mapping[str, BackendFactory]]] = {
     "linux": KINDS,
     "darwin": {**_PORTABLE, "processes": _darwin_processes, "system_logs": _darwin_system_logs},
-    "windows": _PORTABLE,
+    "windows": {
+        "processes": _event_logs("processes", _portable_processes),
+        "dns": _event_logs("dns"),
+        "sockets": _event_logs("sockets", _portable_sockets),
+        "system_logs": _event_logs("system_logs"),
+        "logins": _event_logs("logins"),
+    },
 }
 """The backends by the platform's group. Kinds of event that are not there cannot be recorded on it."""
 
@@ -183,19 +212,20 @@ def candidates(
     early: EarlyObjects | None = None,
     watchers: FileWatchers | None = None,
     may_read: Callable[[str], bool] = _may_read_all,
+    state: Path | None = None,
     platform: Platform = platforms.HERE,
 ) -> dict[str, list[Source]]:
     """Sources by kind, in order of preference; unless the setting is `auto`, only the one that it names.
 
     `masker` masks secrets in command lines before they are stored anywhere. `early` has objects that are attached
     already. `watchers` starts processes that watch files; the default connects to systemd's unit. `may_read` says of a
-    path whether access rules permit its contents.
+    path whether access rules permit its contents. `state` is the agent's state directory.
     """
     masker = masker or Masker()
     cache = ProcessCache(
         settings.process_cache, settings.process_grace, masker=masker, living=_living_processes(platform.group)
     )
-    shared = SourceContext(settings, cache, masker, early, watchers, may_read, platform.group)
+    shared = SourceContext(settings, cache, masker, early, watchers, may_read, platform.group, state)
     backends = _BACKENDS[platform.group]
     return {
         kind: _chosen(backends[kind](shared) if kind in backends else [], getattr(settings, kind)) for kind in KINDS

@@ -168,7 +168,7 @@ class Supervisor:
         stored = [table.lost for table in tables]
         best = recorder.active
         standby = "a better one is active" if best is None else best.replaces(source)
-        reason = None if active else recorder.reasons.get(source.backend, standby)
+        reason = source.note if active else recorder.reasons.get(source.backend, standby)
         return SourceStatus(
             source=recorder.kind,
             backend=source.backend,

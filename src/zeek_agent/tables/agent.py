@@ -139,7 +139,7 @@ zeek_agent_sources = Table(
         Column("source", "text", "kind of events: `processes`, `sockets`, …"),
         Column("backend", "text", "recording method: `ebpf`, `audit`, `proc_connector`, `inet_diag`, `snapshots`, …"),
         Column("active", "bool", "whether this backend is active"),
-        Column("reason", "text", "why it is inactive"),
+        Column("reason", "text", "why it is inactive; `experimental` and what that means if it is active all the same"),
         Column("received", "count", "events received since the agent started"),
         Column("lost_overrun", "count", "events lost because the kernel's buffer was full"),
         Column("lost_decode", "count", "events lost because they could not be decoded"),

@@ -235,7 +235,7 @@ def _active_sources(rows: Sequence[Sequence[Any]]) -> Iterator[Check]:
         better: list[str] = []
         for backend, active, reason, error in (rest for source, *rest in rows if source == kind):
             if active:
-                lacking = [str(error)] if error else []
+                lacking = [str(each) for each in (reason, error) if each]
                 if better and (kind, backend) in shortcomings:
                     lacking.append(shortcomings[kind, backend])
                 found = "; ".join([f"{kind} by {backend}, active", *lacking])
@@ -270,8 +270,8 @@ def _sources(settings: SourceSettings) -> Iterator[Check]:
             name, reason = f"{kind} by {source.backend}", source.probe()
             if reason is None and best is None:
                 best = source.backend
-                lacking = f"; {source.shortcoming}" if number and source.shortcoming else ""
-                yield Check("events", "ok", f"{name}: will be used{lacking}")
+                lacking = [source.note, source.shortcoming if number else None]
+                yield Check("events", "ok", "; ".join([f"{name}: will be used", *filter(None, lacking)]))
             elif reason is None:
                 yield Check("events", "ok", f"{name}: available as a fallback")
             elif best is None:

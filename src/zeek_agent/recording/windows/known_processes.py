@@ -98,7 +98,7 @@ class KnownProcesses:
     def start(self, pid: int, at: int, exe: str | None, guid: str | None = None) -> KnownProcess:
         """The process that began at about `at` (FILETIME), as an event reports."""
         with self._lock:
-            if guid is not None and (known := self._by_guid.get(guid)) is not None:
+            if (known := self._of_guid(pid, guid)) is not None:
                 return known
             shown = self._live.read(pid)
             if shown is not None and at - _DELAY <= shown.created <= at + _EARLY:
@@ -135,8 +135,12 @@ class KnownProcesses:
                 return None
             return self._remember(KnownProcess(pid, self._by_guid_id(pid, guid), exe, None), guid)
 
+    def _of_guid(self, pid: int, guid: str | None) -> KnownProcess | None:
+        known = None if guid is None else self._by_guid.get(guid)
+        return known if known is not None and known.pid == pid else None
+
     def _find(self, pid: int, at: int, exe: str | None, guid: str | None) -> KnownProcess | None:
-        if guid is not None and (known := self._by_guid.get(guid)) is not None:
+        if (known := self._of_guid(pid, guid)) is not None:
             return known
         process = self._by_pid.get(pid)
         if process is None or process.created is None or process.created > at + _EARLY:
