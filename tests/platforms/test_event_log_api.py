@@ -199,3 +199,14 @@ def test_a_policy_that_must_not_be_known_is_an_error() -> None:
     with pytest.raises(PermissionError):
         audit_policy.query_policy(audit_policy.LOGON, library, lambda: PermissionError(5, "denied"))
     assert library.freed == 0
+
+
+def test_a_function_that_the_system_lacks_is_an_error_with_its_name() -> None:
+    """As with Wine."""
+
+    class Empty: ...
+
+    with pytest.raises(OSError, match="this system has no function AuditQuerySystemPolicy"):
+        audit_policy.query_policy(audit_policy.LOGON, Empty(), OSError)
+    with pytest.raises(OSError, match="this system has no function EvtSubscribe"):
+        EventLog(Empty(), Empty(), lambda: 0)

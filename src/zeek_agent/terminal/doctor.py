@@ -73,6 +73,10 @@ def run_checks(config: Config, origins: Mapping[str, str]) -> list[Check]:
         from zeek_agent.terminal import macos_checks
 
         checks += macos_checks.checks()
+    elif platforms.HERE.key == "win32":
+        from zeek_agent.terminal import windows_checks
+
+        checks += windows_checks.checks()
     checks += _osquery(config.osquery)
     for target in destination.parse_all(config.zeek.destinations):
         if target.is_bus:

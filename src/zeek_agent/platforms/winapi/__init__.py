@@ -29,6 +29,14 @@ def library(name: str) -> Any:
     raise NotWindowsError(name)
 
 
+def function(dll: Any, name: str) -> Any:
+    """A function of a DLL. Raises OSError if this version of Windows, or Wine, does not have it."""
+    try:
+        return getattr(dll, name)
+    except AttributeError as error:
+        raise OSError(f"this system has no function {name}") from error
+
+
 def last_error(what: str = "") -> OSError:
     """The error of the last call in this thread, as the subclass of OSError that its number stands for."""
     if sys.platform == "win32":

@@ -53,7 +53,7 @@ def query_policy(
 ) -> bool:
     """Whether successes of this kind are audited. Raises OSError, also for users who must not know."""
     advapi32 = winapi.library("advapi32") if advapi32 is None else advapi32
-    query, free = advapi32.AuditQuerySystemPolicy, advapi32.AuditFree
+    query, free = winapi.function(advapi32, "AuditQuerySystemPolicy"), winapi.function(advapi32, "AuditFree")
     query.restype, query.argtypes = c_ubyte, [POINTER(Guid), c_uint32, POINTER(POINTER(AuditPolicyInformation))]
     free.restype, free.argtypes = None, [c_void_p]
     guid = Guid.from_buffer_copy(UUID(subcategory.guid).bytes_le)

@@ -21,6 +21,7 @@ from zeek_agent.platforms import winapi
 class Code(IntEnum):
     """Errors of winerror.h that are handled."""
 
+    NONE = 0
     FILE_NOT_FOUND = 2
     ACCESS_DENIED = 5
     INVALID_HANDLE = 6
@@ -39,6 +40,7 @@ class Code(IntEnum):
 
 
 _MEANINGS: Final[dict[int, str]] = {
+    Code.NONE: "this system has no event logs",
     Code.ACCESS_DENIED: "access is denied: that takes an administrator, or a member of Event Log Readers",
     Code.SERVER_UNAVAILABLE: "the service Windows Event Log is not running",
     Code.CHANNEL_NOT_FOUND: "there is no such log",
@@ -334,7 +336,7 @@ def bookmark_xml(channel: str, record: int) -> str:
 
 def _declare(library: Any, prototypes: dict[str, tuple[object, Sequence[object]]]) -> None:
     for name, (result, arguments) in prototypes.items():
-        function = getattr(library, name)
+        function = winapi.function(library, name)
         function.restype, function.argtypes = result, list(arguments)
 
 
