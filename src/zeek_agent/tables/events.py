@@ -155,7 +155,8 @@ dns_events = Table(
     description=(
         "One row for each question that a process of this host asked a DNS server, when the answer has arrived, or "
         "after 15 seconds without one; from the event store. Servers are recognized by port 53 and those of "
-        "`sources.dns_ports`, over UDP and TCP. Only eBPF records them. A process that leaves lookups to a service has "
+        "`sources.dns_ports`, over UDP and TCP. Only eBPF records them, and Sysmon on Windows, which knows neither the "
+        "server nor the type of the question. A process that leaves lookups to a service has "
         "no row of its own unless it asks the service over DNS, as it does with systemd-resolved's stub at 127.0.0.53: "
         "then the service has a row with `via`. Questions within an encrypted connection (DNS over TLS or HTTPS) are "
         "not visible. The first 4,096 bytes of a message are read."
@@ -194,6 +195,7 @@ dns_events = Table(
         "GROUP BY process, query",
     ],
     kind="events",
+    platforms=("linux", "win32"),
 )
 
 files_events = Table(

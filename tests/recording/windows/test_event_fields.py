@@ -8,6 +8,7 @@ from typing import Final
 import msgspec
 import pytest
 import windows_processes
+from places import ROOT
 from windows_events import DEFAULTS, GUID, KINDS, PARENT_GUID, event_xml
 
 from zeek_agent.host.windows.event_fields import FIELDS, SECURITY, SYSMON
@@ -149,3 +150,12 @@ def test_events_of_other_kinds_have_no_row() -> None:
 
 def test_the_guids_of_the_samples_differ() -> None:
     assert GUID != PARENT_GUID
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_the_documentation_has_the_same_table(kind: tuple[str, int]) -> None:
+    fields, log = FIELDS[kind], "Sysmon" if kind[0] == SYSMON else "Security"
+    mapped = ", ".join(f"`{name}` ({', '.join(columns)})" for name, columns in fields.mapped.items())
+    dropped = ", ".join(f"`{name}`" for name in fields.dropped) or "-"
+    row = f"| {log} {kind[1]}: {fields.name} | `{fields.table}` | {mapped} | {dropped} |"
+    assert row in (ROOT / "docs/platforms.md").read_text().splitlines()

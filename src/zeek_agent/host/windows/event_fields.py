@@ -219,6 +219,7 @@ FIELDS: Final[Mapping[tuple[str, int], EventFields]] = {
             "ProcessGuid": _ENTITY,
             "ProcessId": ("pid", "entity_id"),
             "Image": ("exe", "process"),
+            "User": _USER,
             "Protocol": ("protocol", "community_id"),
             "Initiated": ("direction", "local_addr", "local_port", "remote_addr", "remote_port"),
             "SourceIp": ("local_addr", "remote_addr", "family", "community_id"),
@@ -228,7 +229,6 @@ FIELDS: Final[Mapping[tuple[str, int], EventFields]] = {
         },
         {
             "RuleName": _RULE,
-            "User": _IN_PROCESS,
             "SourceIsIpv6": "is visible from the address",
             "SourceHostname": _REVERSE_LOOKUP,
             "SourcePortName": _PORT_NAME,

@@ -22,7 +22,7 @@ CHARACTERS_MAX: Final = 1 << 20
 DEPTH_MAX: Final = 16
 FIELDS_MAX: Final = 512
 ATTRIBUTES_MAX: Final = 1_024
-"""In the whole event."""
+"""In the whole event, with declarations of namespaces."""
 
 FILETIME_EPOCH: Final = 116_444_736_000_000_000
 """The Unix epoch as a FILETIME: in units of 100 ns since 1601."""
@@ -103,6 +103,7 @@ class _Reader:
         self.parser = parser = expat.ParserCreate("utf-8", namespace_separator=" ")
         parser.buffer_text = True
         parser.StartElementHandler = self._start
+        parser.StartNamespaceDeclHandler = lambda *_: self._count_attributes(1)
         parser.EndElementHandler = self._end
         parser.CharacterDataHandler = self._text
         for name in (
@@ -123,9 +124,7 @@ class _Reader:
         self._unnamed: list[str] = []
 
     def _start(self, name: str, attributes: dict[str, str]) -> None:
-        self._attributes += len(attributes)
-        if self._attributes > ATTRIBUTES_MAX:
-            raise EventXmlError(f"more than {ATTRIBUTES_MAX:,} attributes")
+        self._count_attributes(len(attributes))
         if len(self._path) >= DEPTH_MAX:
             raise EventXmlError(f"more than {DEPTH_MAX} levels")
         self._path.append(_local_name(name, is_foreign=self._path[1:2] == ["UserData"]))
@@ -137,6 +136,11 @@ class _Reader:
             self._start_of_system(attributes)
         elif self._path[1:] == ["EventData", "Data"]:
             self._name = attributes.get("Name")
+
+    def _count_attributes(self, count: int) -> None:
+        self._attributes += count
+        if self._attributes > ATTRIBUTES_MAX:
+            raise EventXmlError(f"more than {ATTRIBUTES_MAX:,} attributes")
 
     def _start_of_system(self, attributes: dict[str, str]) -> None:
         """Attributes of System's elements, as `Provider@Name`."""

@@ -7,7 +7,7 @@ succeeded.
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from zeek_agent.community_id import PORT_PROTOCOLS, packed_community_id
 from zeek_agent.host.windows import event_values
@@ -15,9 +15,7 @@ from zeek_agent.host.windows.event_fields import SECURITY, SYSMON
 from zeek_agent.host.windows.event_xml import WindowsEvent
 from zeek_agent.recording.sockets.socket_event import Direction, SocketEvent
 from zeek_agent.recording.windows.event_mapping import MappingContext, acting_process, event_time, required
-
-if TYPE_CHECKING:
-    from zeek_agent.recording.windows.known_processes import KnownProcess
+from zeek_agent.recording.windows.known_processes import Account, KnownProcess
 
 _DIRECTIONS: Final[dict[str, Direction]] = {"%%14592": "inbound", "%%14593": "outbound"}
 _INITIATED: Final[dict[str, Direction]] = {"true": "outbound", "false": "inbound"}
@@ -80,6 +78,7 @@ def _row(
 ) -> SocketEvent:
     exe = exe or (process.exe if process is not None else None)
     command_line = process.command_line if process is not None else None
+    account = process.account if process is not None else Account()
     some = local.address or remote.address
     return SocketEvent(
         time=event_time(event),
@@ -106,6 +105,8 @@ def _row(
         community_id=_community_id(protocol, local, remote),
         listener_stands_in=False,
         argv=command_line.stored_argv if command_line is not None else None,
+        user=event_values.text(event.data.get("User")) or account.user,
+        sid=account.sid,
     )
 
 
