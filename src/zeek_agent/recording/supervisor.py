@@ -303,7 +303,7 @@ class Supervisor:
         )  # below 0 if the clock was set back
         if over or now >= recorder.losing_since + _GAP_SECONDS_MAX:
             self._store.record_gap(recorder.kind, recorder.losing_since, recorder.losing_until, "overrun")
-            log.warning("%s events were lost: the kernel's buffer was full", recorder.kind)
+            log.warning("%s events were lost: %s", recorder.kind, source.overrun)
             since, recorder.losing_since = recorder.losing_since, None
             if source.failure is None:
                 source.find_lost(since)

@@ -141,7 +141,11 @@ zeek_agent_sources = Table(
         Column("active", "bool", "whether this backend is active"),
         Column("reason", "text", "why it is inactive; `experimental` and what that means if it is active all the same"),
         Column("received", "count", "events received since the agent started"),
-        Column("lost_overrun", "count", "events lost because the kernel's buffer was full"),
+        Column(
+            "lost_overrun",
+            "count",
+            "events lost because the kernel's buffer was full; on Windows, how often records were overwritten",
+        ),
         Column("lost_decode", "count", "events lost because they could not be decoded"),
         Column("lost_store", "count", "events lost because the event store could not accept them"),
         Column(

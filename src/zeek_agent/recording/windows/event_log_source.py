@@ -6,6 +6,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -57,6 +58,7 @@ class EventLogSource(Source):
     """Records the events of one or more logs. It resumes where an earlier run ended, so no time is missed."""
 
     note = EXPERIMENTAL
+    overrun = "records of an event log were overwritten or cleared before they were read"
     table: str
     logs: Sequence[Log]
     with_messages = False
@@ -142,9 +144,10 @@ class EventLogSource(Source):
             reader.finish()
 
     def drain(self) -> None:
-        """Wait for what the logs have now, and pass it on."""
-        for reader in self._readers.values():
-            reader.read_now(_DRAIN_SECONDS)
+        """Wait for what the logs have now, not for long, and pass it on."""
+        until = time.monotonic() + _DRAIN_SECONDS
+        for reader in list(self._readers.values()):
+            reader.read_now(max(until - time.monotonic(), 0.0))
         self._process_queued()
 
     def update_counters(self) -> None:
