@@ -128,6 +128,17 @@ def test_a_thousand_events_come_in_their_order_in_bounded_batches(scene: Scene) 
     assert scene.windows.largest_batch <= channel_reader.BATCH_EVENTS
 
 
+def test_batches_of_large_events_are_smaller(scene: Scene) -> None:
+    large = {"TargetUserName": "x" * 100_000}
+    with scene.reading():
+        for _ in range(600):
+            scene.windows.write(CHANNEL, lambda number: event_xml(SECURITY, 4634, large, record=number))
+        until_sync(scene.batches.full)
+        sizes = [sum(len(event.xml or "") for event in batch.events) for batch in list(scene.batches.queue)]
+        until_sync(lambda: scene.sees(*range(1, 601)))
+    assert sum(sizes) < channel_reader.QUEUE_BATCHES * 2 * channel_reader.BATCH_CHARACTERS + 64 * 100_000
+
+
 def test_events_wait_in_the_log_while_the_consumer_is_slow(scene: Scene) -> None:
     most = channel_reader.QUEUE_BATCHES * channel_reader.BATCH_EVENTS
     with scene.reading() as reader:

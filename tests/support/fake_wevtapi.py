@@ -10,7 +10,7 @@ import re
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from ctypes import Array, _Pointer, c_void_p  # type: ignore[attr-defined]
+from ctypes import Array, _Pointer, c_void_p, memmove  # type: ignore[attr-defined]
 from typing import Any
 
 from zeek_agent.platforms.winapi.event_log import START_AFTER_BOOKMARK, Code, EventLog
@@ -223,7 +223,7 @@ class _Calls:
         if len(data) // unit_bytes > size:
             self._windows.set_error(Code.INSUFFICIENT_BUFFER)
             return 0
-        buffer[: len(data)] = data
+        memmove(buffer, data, len(data))
         return 1
 
     def EvtOpenPublisherMetadata(self, _session, name, _file, _locale, _flags):  # noqa: N802

@@ -20,9 +20,11 @@ from zeek_agent.platforms.winapi.event_log import Code, EventLogError, LogRange,
 
 log = logging.getLogger(__name__)
 
-QUEUE_BATCHES: Final = 64
+QUEUE_BATCHES: Final = 16
 BATCH_EVENTS: Final = 64
 """More in one call makes EvtNext fail if they are large."""
+BATCH_CHARACTERS: Final = 1 << 20
+"""After a larger batch the next ones have fewer events, so that the queue has a few dozen MB at most."""
 _WAIT_SECONDS: Final = 1.0
 """A subscription that does not signal is read at this interval."""
 _CHECK_SECONDS: Final = 5.0
@@ -113,7 +115,7 @@ class ChannelReader:
         self._newest = 0
         """The newest record at the last check: the next one finds everything up to it read."""
         self._checked = 0.0
-        self._batch_events = BATCH_EVENTS
+        self._batch_events = self._batch_events_max = BATCH_EVENTS
         self._subscription: EventSubscription | None = None
         self._stalled_since: float | None = None
         self._rounds = 0
@@ -230,7 +232,7 @@ class ChannelReader:
                         raise
                     log.warning("the log %s is opened again: %s", self.channel, error)
                     if error.code == Code.INVALID_BOUND:
-                        self._batch_events = max(self._batch_events // 4, 1)
+                        self._batch_events = self._batch_events_max = max(self._batch_events // 4, 1)
                     self._close()
                     self._ended.wait(self._pause_seconds * failures)
         except OSError as error:
@@ -278,6 +280,14 @@ class ChannelReader:
                 fresh.append(event)
                 last = max(last, record)
         self._put(Batch(fresh, Position(self.channel, last, self._clock())))
+        self._adjust_batches(sum(len(event.xml or "") for event in events))
+
+    def _adjust_batches(self, characters: int) -> None:
+        """Read fewer events at a time while they are large."""
+        if characters > BATCH_CHARACTERS:
+            self._batch_events = max(self._batch_events * BATCH_CHARACTERS // characters, 1)
+        else:
+            self._batch_events = min(2 * self._batch_events, self._batch_events_max)
 
     def _put(self, batch: Batch) -> None:
         waited = time.monotonic()

@@ -88,7 +88,7 @@ class EventLogSource(Source):
     def _why_not(self, wanted: Log) -> str | None:
         try:
             logs = self._host.logs
-            logs.subscribe(wanted.channel, wanted.query, logs.log_range(wanted.channel).newest).close()
+            logs.subscribe(wanted.channel, wanted.query, logs.log_range(wanted.channel).newest or None).close()
             audited = None if wanted.policy is None else self._host.is_audited(wanted.policy)
             if audited is False and wanted.policy is not None:
                 return f"{wanted.policy.name} is not audited: {wanted.policy.remedy}"
