@@ -347,6 +347,8 @@ def _last_error() -> int:
 
 
 def _text_of(code: int) -> str:
+    """Windows' text of an error, in the system's language."""
+    text = "Windows' error"
     if sys.platform == "win32":
-        return ctypes.FormatError(code).strip()
-    return "Windows' error"
+        text = ctypes.FormatError(code).strip() or text
+    return text
