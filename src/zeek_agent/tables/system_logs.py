@@ -16,8 +16,9 @@ system_logs_events = Table(
         "`events.retention_age`. `pid`, `uid`, `exe` and `unit` come from the kernel through the journal; everything "
         "else is text that the logging program chose, so do not trust it. On macOS, one row per entry of the unified "
         "log that `sources.log_predicate` selects, while the agent runs; `identifier` is `subsystem:category`. "
-        "On Windows, one row per event of the logs System, Application and Security, except starts and ends of processes "
-        "and permitted connections, which other tables have; `process` is then the provider, and `identifier` the log."
+        "On Windows, one row per event of the logs System, Application and Security, except starts and ends of "
+        "processes and permitted connections, which other tables have; `process` is then the provider, and "
+        "`identifier` the log."
     ),
     columns=[
         Column("time", "time", "when the entry was logged"),
