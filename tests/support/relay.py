@@ -34,25 +34,31 @@ class Relay:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self._writers.add(writer)
         try:
             with suppress(OSError):
                 upstream_reader, upstream_writer = await asyncio.open_connection(*self.target)
-                both = {writer, upstream_writer}
-                self._writers |= both
+                self._writers.add(upstream_writer)
                 try:
                     await asyncio.gather(_pump(reader, upstream_writer), _pump(upstream_reader, writer))
                 finally:
-                    self._writers -= both
-                    upstream_writer.transport.abort()
+                    await self._end(upstream_writer)
         finally:
-            writer.transport.abort()
+            await self._end(writer)
             self._tasks.discard(task)
+
+    async def _end(self, writer: asyncio.StreamWriter) -> None:
+        self._writers.discard(writer)
+        writer.transport.abort()
+        with suppress(OSError):
+            await writer.wait_closed()
 
     async def stop(self) -> None:
         self.cut()
-        for task in list(self._tasks):
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -2,7 +2,7 @@
 
 Each agent has one store for both, so that the logs of the recipients are about the same events.
 
-    async with twice_connected(tmp_path, direct_url, behind_url, 50) as fleet:
+    async with twice_connected(tmp_path, (direct_url, behind_url), 50, schedule=15.0) as fleet:
         await fleet.record(5, 0.5)
         fleet.break_one()                  # a gateway is killed, and half of the direct connections are cut
         await fleet.delivered()
@@ -35,9 +35,7 @@ ROWS: Final = 4
 """Events of each kind that a host records in a round."""
 CHANGED: Final = ("users", "processes", "sockets", "listening_ports", "files_list", "files_lines")
 """Tables of hosts that change, one in each round."""
-QUICK_SECONDS: Final = 5.0
-"""Queries that run at least this often are waited for."""
-WAIT: Final = 240.0
+WAIT: Final = 600.0
 
 RECEIVED: Final = frozenset({"t", "ts"})
 """Columns with the time at which a recipient got a row."""
@@ -53,6 +51,8 @@ class Fleet:
     agents: list[ReplayedAgent]
     gateways: list[subprocess.Popen[bytes]]
     relays: list[Relay]
+    schedule: float
+    """Queries that run at least this often are waited for."""
     real: list[RunningAgent] = field(default_factory=list)
 
     def break_one(self) -> None:
@@ -70,22 +70,21 @@ class Fleet:
             await asyncio.sleep(pause)
 
     async def delivered(self) -> None:
-        """Wait until all events are acknowledged, and the last changes of other tables."""
+        """Wait until all events are acknowledged, and the last changes of other tables: those of two more runs."""
         for agent in self.agents:
             await until(agent.has_delivered, WAIT, lambda agent=agent: f"{agent.id}: {agent.waiting()}")
-        await self.have_run()
-
-    async def have_run(self, times: int = 2) -> None:
-        """Wait until the queries of all agents have run so often from now on, those that run rarely at least once."""
-        for agent in self.agents:
-            await until(agent.has_run, WAIT, lambda agent=agent: f"{agent.id}: {agent.waiting()}")
         before = [agent.runs() for agent in self.agents]
         for agent, runs in zip(self.agents, before, strict=True):
             await until(
-                lambda agent=agent, runs=runs: agent.has_run_again(runs, times, QUICK_SECONDS),
+                lambda agent=agent, runs=runs: agent.has_run_again(runs, 2, self.schedule),
                 WAIT,
                 lambda agent=agent: f"{agent.id}: {agent.waiting()}",
             )
+
+    async def have_run(self) -> None:
+        """Wait until all queries of all agents have run."""
+        for agent in self.agents:
+            await until(agent.has_run, WAIT, lambda agent=agent: f"{agent.id}: {agent.waiting()}")
 
 
 @contextmanager
@@ -100,9 +99,13 @@ def gateways(directory: Path, nats_url: str, zeek_url: str) -> Iterator[list[sub
 
 @asynccontextmanager
 async def twice_connected(
-    directory: Path, direct_url: str, behind_url: str, number: int, real: Sequence[str] = ()
+    directory: Path, urls: tuple[str, str], number: int, *, schedule: float, real: Sequence[str] = ()
 ) -> AsyncIterator[Fleet]:
-    """So many agents, and real ones by their ids, once their queries have run."""
+    """So many agents, and real ones by their ids, once their queries have run: on `schedule`, or more often.
+
+    The first URL is for direct connections, the second for gateways.
+    """
+    direct_url, behind_url = urls
     async with AsyncExitStack() as stack:
         nats = stack.enter_context(nats_server(directory / "nats"))
         programs = stack.enter_context(gateways(directory, nats.url, behind_url))
@@ -110,7 +113,7 @@ async def twice_connected(
         relays = [await stack.enter_async_context(relay("127.0.0.1", port)) for _ in range(2)]
         async with bus_agents(nats.url, CLUSTER) as bus:
             await until(lambda: {one.gateway for one in bus.beacons} >= {"gw1", "gw2"}, 90, "not both are ready")
-        fleet = Fleet([], programs, relays)
+        fleet = Fleet([], programs, relays, schedule)
         for n in range(number):
             agent = ReplayedAgent(f"A{n:03}", directory / f"A{n:03}", (relays[n % 2].url, nats.url))
             stack.push_async_callback(agent.stop)
@@ -121,7 +124,7 @@ async def twice_connected(
             destinations = (f"--zeek={one.url}", f"--zeek={nats.url}")
             started = running(directory / agent_id, *destinations, settings={"agent.id": agent_id})
             fleet.real.append(await stack.enter_async_context(started))
-        await fleet.have_run(1)
+        await fleet.have_run()
         yield fleet
 
 
