@@ -20,6 +20,8 @@ pytest.importorskip("zeek_agent.gateway", reason="needs gateways")
 pytestmark = [needs_zeek, pytest.mark.root, pytest.mark.timeout(400)]
 
 IDS = [f"Host{n}" for n in NUMBERS]
+OTHER_SOURCES = ("dns", "logins", "system_logs")
+"""Kinds of events that attribution does not need."""
 KILLED_AFTER_SECONDS = 2.0
 LOGGED_SECONDS = 12.0
 """Zeek removes a TCP connection five seconds after its end; a late claim may delay its line."""
@@ -64,7 +66,7 @@ async def test_connections_are_attributed_although_a_gateway_is_killed(
                     running(
                         directory,
                         f"--zeek=nats://{HUB}:{nats.port}",
-                        settings={"agent.id": f"Host{n}"},
+                        settings={"agent.id": f"Host{n}", **{f"sources.{name}": "off" for name in OTHER_SOURCES}},
                         prefix=network.at(n),
                     )
                 )
