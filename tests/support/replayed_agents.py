@@ -180,9 +180,7 @@ class ReplayedAgent:
 
     async def stop(self) -> None:
         await asyncio.gather(*(connection.shutdown() for connection in self._connections))
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks)
         await self.runner.close()
         await self.database.aclose()
         await asyncio.to_thread(self.store.close)
