@@ -30,7 +30,7 @@ from zeek_agent.bus.connection import BusConnection
 from zeek_agent.bus.credentials import BusFiles
 from zeek_agent.bus.messages import Beacon, Refusal
 from zeek_agent.bus.session import BusTransport, Times
-from zeek_agent.bus.subjects import Down
+from zeek_agent.bus.subjects import ROAMING, Address, Down
 from zeek_agent.config import BusSettings, BusTlsSettings, ZeekSettings
 from zeek_agent.errors import UsageError
 from zeek_agent.platforms.linux import Linux
@@ -470,7 +470,7 @@ async def test_invented_clusters_do_not_keep_out_one_that_serves_the_agent(
         invented = [f"c{number}" for number in range(200)]
         for name in invented:
             await hostile.link.publish(
-                subjects.who_replies(IDENTITY.agent), messages.encode(Beacon("gw9", cluster=name))
+                subjects.who_replies(Address(ROAMING, IDENTITY.agent)), messages.encode(Beacon("gw9", cluster=name))
             )
             await hostile.link.publish(subjects.all_agents(name), messages.encode(Beacon("gw9")))
         await until(lambda: len(one.connection.clusters) == CLUSTERS_MAX)
@@ -581,7 +581,7 @@ async def test_bad_messages_of_a_gateway_are_skipped(server: NatsServer, caplog:
         await client.install("q1", query())
         await client.expect(ResultRow)
         assert one.row().state == "connected"
-        assert [each.query_id for each in one.runner.installed] == []
+        await until(lambda: not one.runner.installed)
     assert len(gateway.greetings) == 1
     assert "skipped a message" in caplog.text
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]

@@ -116,7 +116,7 @@ async def handshake(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
     ],
     ids=range(12),
 )
-async def test_what_is_no_message_ends_the_connection_and_is_not_kept(
+async def test_anything_but_a_message_ends_the_connection_and_is_not_kept(
     first: bytes, endless: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(link, "PING_SECONDS", 1)

@@ -76,7 +76,7 @@ async def test_a_task_that_is_cancelled_while_its_answer_arrives_ends(answer: ob
             return await asyncio.wait_for(arriving, timeout)
 
     ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    asking = asyncio.create_task(Link(Client(), ended).request("questions.one", b"", 5))  # type: ignore[arg-type]
+    asking = asyncio.create_task(Link(Client(), "nats://127.0.0.1", ended).request("questions.one", b"", 5))  # type: ignore[arg-type]
     await asyncio.sleep(0)
     if isinstance(answer, OSError):
         arriving.set_exception(answer)
@@ -94,7 +94,7 @@ async def test_a_task_that_is_cancelled_while_its_connection_closes_ends() -> No
                 await asyncio.sleep(60)
 
     ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    closing = asyncio.create_task(Link(Client(), ended).close())  # type: ignore[arg-type]
+    closing = asyncio.create_task(Link(Client(), "nats://127.0.0.1", ended).close())  # type: ignore[arg-type]
     await asyncio.sleep(0)
     closing.cancel()
     with pytest.raises(asyncio.CancelledError):

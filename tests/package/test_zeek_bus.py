@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -17,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from attributed_hosts import Hosts, compare, hosts
 from nats_server import nats_server
-from places import SUPPORT
 from running_agent import running
 from stand_in_gateway import GatewayAgent, direct_agent
-from test_zeek_gateways import PROBE, drops, states, stock_zeek
+from stock_zeek import stock_zeek
+from test_zeek_gateways import PROBE, drops, states
 from waiting import until
 from zeek_program import PACKAGE, needs_zeek, records, zeek
 
@@ -235,60 +235,18 @@ async def test_events_of_real_agents_are_logged_once_when_a_gateway_is_killed(tm
     assert doubled == {agent_id: [] for agent_id in ids}
 
 
-HOSTS = """
-set -e
-ip netns add $1-hub
-ip -n $1-hub link set lo up
-ip -n $1-hub link add wire type bridge
-ip -n $1-hub address add 10.93.0.1/24 dev wire
-ip -n $1-hub link set wire up
-for n in 1 2 3 4; do
-    ip netns add $1-$n
-    ip -n $1-$n link set lo up
-    ip -n $1-hub link add port$n type veth peer name eth0 netns $1-$n
-    ip -n $1-hub link set port$n master wire up
-    ip -n $1-$n address add 10.93.0.1$n/24 dev eth0
-    ip -n $1-$n link set eth0 up
-done
-"""
-"""Four hosts on a bridge of a hub, which has Zeek, the bus and the gateways."""
-LOAD = SUPPORT / "hosts_load.py"
-
-
 @pytest.fixture
-def network() -> Iterator[str]:
-    """The beginning of the namespaces' names."""
-    if shutil.which("ip") is None or shutil.which("nsenter") is None:
-        pytest.skip("needs ip (iproute2) and nsenter (util-linux)")
-    name = f"zb{os.getpid()}"
-    try:
-        subprocess.run(["sh", "-c", HOSTS, "sh", name], check=True)
-        yield name
-    finally:
-        for place in ("hub", "1", "2", "3", "4"):
-            subprocess.run(["ip", "netns", "delete", f"{name}-{place}"], check=False)
-
-
-def at(name: str, place: str) -> tuple[str, ...]:
-    return ("nsenter", f"--net=/run/netns/{name}-{place}")
-
-
-async def connections(name: str, number: int) -> list[dict[str, Any]]:
-    """Have the hosts connect with each other; the truth about that."""
-    hosts = [f"{name}-{n}=10.93.0.1{n}" for n in range(1, 5)]
-    command = [sys.executable, str(LOAD), str(number), str(number), "100", *hosts]
-    load = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-    output, _ = await load.communicate()
-    assert load.returncode == 0
-    return [json.loads(line) for line in output.splitlines()]
+def network() -> Iterator[Hosts]:
+    with hosts() as one:
+        yield one
 
 
 @pytest.mark.root
 @pytest.mark.parametrize("number", [200, pytest.param(2000, marks=pytest.mark.soak)])
 async def test_connections_of_hosts_behind_gateways_are_attributed_at_both_ends(
-    tmp_path: Path, network: str, number: int
+    tmp_path: Path, network: Hosts, number: int
 ) -> None:
-    logs, hub = tmp_path / "zeek", at(network, "hub")
+    logs, hub = tmp_path / "zeek", network.at("hub")
     others = "".join(f"redef {module}::enabled = F;\n" for module in sorted(modules_with_queries()))
     # As with many agents.
     site = f"""
@@ -311,32 +269,17 @@ async def test_connections_of_hosts_behind_gateways_are_attributed_at_both_ends(
                         directory,
                         f"--zeek=nats://10.93.0.1:{nats.port}",
                         settings={"agent.id": f"Host{n}"},
-                        prefix=at(network, str(n)),
+                        prefix=network.at(n),
                     )
                 )
             await until(lambda: {f"Host{n}" for n in range(1, 5)} <= joined_agents(logs), 60, "not all join")
             await asyncio.sleep(3.0)  # their queries are under way
-            truth = await connections(network, number)
+            truth = await network.connections(number)
             await asyncio.sleep(8.0)  # TCP connections are logged after five seconds
-    lines = {
-        (str(line["proto"]), str(line["id.orig_h"]), line["id.orig_p"], line["id.resp_p"]): line
-        for line in records(logs / "conn.log")
-    }
-    seen = tagged = 0
-    wrong = []
-    for one in truth:
-        line = lines.get((one["proto"], one["orig_h"], one["orig_p"], one["resp_p"]))
-        if line is None:
-            continue
-        seen += 1
-        true = [f"Host{one[f'{end}_h'][-1]}" for end in ("orig", "resp")] + [one["orig_pid"], one["resp_pid"]]
-        found = [line["orig_hid"], line["resp_hid"], line["orig_pid"], line["resp_pid"]]
-        tagged += found == true
-        if any(mine not in (None, its) for mine, its in zip(found, true, strict=True)):
-            wrong.append((one, line))
-    assert seen >= 0.99 * 2 * number
-    assert not wrong
-    assert tagged >= 0.999 * seen
+    score = compare(truth, records(logs / "conn.log"))
+    assert score.seen >= 0.99 * 2 * number
+    assert not score.wrong
+    assert score.tagged >= 0.999 * score.seen
     assert any(feature.startswith("via/") for feature in features(logs))
 
 

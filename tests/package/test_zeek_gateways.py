@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 from stand_in_gateway import VIA, Gateway, GatewayAgent, gateway
+from stock_zeek import stock_zeek
 from waiting import until
-from zeek_program import Zeek, needs_zeek, records, zeek
+from zeek_program import needs_zeek, records, zeek
 
 from zeek_agent.zeek import broker_json
 from zeek_agent.zeek.protocol import CancelQuery, InstallQuery, ZeekHello
 
-STOCK_PACKAGE = "ZEEK_AGENT_STOCK_PACKAGE"
 pytestmark = needs_zeek
 
 PROBE = """
@@ -285,19 +281,6 @@ async def test_claims_come_less_often_while_there_are_many_agents(tmp_path: Path
                 await agent.shutdown()
                 del gw.agents[agent.id]
             await until(lambda: all(claim_schedules(agent) == [0.25] for agent in agents[7:]))
-
-
-@contextmanager
-def stock_zeek(directory: Path) -> Iterator[str]:
-    """A Zeek with the stock package 2.4."""
-    if STOCK_PACKAGE not in os.environ:
-        pytest.skip(f"needs the stock package: {STOCK_PACKAGE} names its scripts directory")
-    one = Zeek("", package=Path(os.environ[STOCK_PACKAGE]))
-    one.start(directory)
-    try:
-        yield one.url
-    finally:
-        one.stop()
 
 
 async def test_a_stock_package_serves_agents_through_one_connection(tmp_path: Path) -> None:

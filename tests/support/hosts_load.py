@@ -3,7 +3,8 @@
     python hosts_load.py TCP UDP RATE NAMESPACE=ADDRESS…
 
 Starts servers in each namespace at its address, then clients, each a process of its own in one namespace that has one
-exchange with a server in another, and ends; RATE of them a second. Prints a line of JSON for each client.
+exchange with a server in another, and ends; RATE of them a second. Prints a line of JSON for each client, with the time
+when its connection had ended.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ def run_client(
         "resp_h": peer,
         "resp_p": server[0],
         "resp_pid": server[1],
+        "ended": time.time(),
     }
     sys.stdout.write(json.dumps(truth) + "\n")
 

@@ -105,7 +105,8 @@ class Source:
             yield call.args[:2]  # an OSError has a number or a path before its text, or a path after it
 
     def _is_logger(self, node: ast.expr) -> bool:
-        return (isinstance(node, ast.Name) and node.id in self._loggers) or "getLogger" in ast.unparse(node)
+        name = getattr(node, "id", None) or getattr(node, "attr", "").removeprefix("_")
+        return name in self._loggers or "getLogger" in ast.unparse(node)
 
     def _is_called(self, call: ast.Call, name: str) -> bool:
         """Whether a call may be one of a function here, and not of a literal's method, such as `", ".join`."""

@@ -85,12 +85,21 @@ def records(log: Path) -> list[dict[str, Any]]:
 class Zeek:
     """A Zeek with the package, the same ports in each of its lives, and a directory for each."""
 
-    def __init__(self, site: str = "", *arguments: str, prefix: Sequence[str] = (), package: Path = PACKAGE) -> None:
+    def __init__(
+        self,
+        site: str = "",
+        *arguments: str,
+        prefix: Sequence[str] = (),
+        package: Path = PACKAGE,
+        before: str = "",
+    ) -> None:
+        """`site` comes after the package in the site's script; `before`, where `{port}` is the agents', before it."""
         self.port = free_port()
         self.url = f"ws://127.0.0.1:{self.port}"
         self._command = [*prefix, "zeek", "-C", *arguments, "site.zeek"]
         own = "" if package != PACKAGE else OWN_OPTIONS.format(port=self.port)
         self._site = f"""
+        {before.format(port=self.port)}
         @load {package}
         {ZEROMQ_PORTS.format(xpub=free_port(), xsub=free_port())}
         redef Log::default_rotation_interval = 0secs;

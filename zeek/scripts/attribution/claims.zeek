@@ -912,9 +912,20 @@ function claims_expired(t: table[addr, port, addr, port] of Claim,
 	return longest;
 	}
 
-# Looks for the process of an endpoint of a connection that is over, and keeps its claim if it may be needed again.
+# The endpoints of a connection that is over whose process is unknown, though they have an agent's address.
+type UnknownEnds: record {
+	orig: bool &default=F;
+	resp: bool &default=F;
+	## The time of the connection, for claims that come later.
+	span: Span;
+	## When the connection was over, by its packets.
+	ended: time;
+};
+
+# Looks for the process of an endpoint of a connection that is over, and keeps its claim if it may be needed again. Says whether
+# an agent should know the process and none does so far.
 function finish_endpoint(c: connection, is_orig: bool, has_agent_: bool,
-    local_h: addr, local_p: port, remote_h: addr, remote_p: port)
+    local_h: addr, local_p: port, remote_h: addr, remote_p: port): bool
 	{
 	if ( is_orig ? c?$orig_claim : c?$resp_claim )
 		{
@@ -926,34 +937,82 @@ function finish_endpoint(c: connection, is_orig: bool, has_agent_: bool,
 		    && ! zeek_is_terminating() )
 			add_waiting(local_h, local_p, remote_h, remote_p, claim);
 
-		return;
+		return F;
 		}
 
 	if ( ! has_agent_ )
-		return;
+		return F;
 
 	local found = find_waiting(local_h, local_p, remote_h, remote_p, span_of(c));
 
 	if ( |found| > 0 )
+		{
 		attribute(c, is_orig, found[0]);
-	else if ( local_h in ids_by_address )
-		++claim_counts["unattributed"];
+		return F;
+		}
+
+	return local_h in ids_by_address;
 	}
 
-# To be called once when a connection is over.
-function finish_connection(c: connection)
+# To be called once when a connection is over. Endpoints that stay unknown have to be counted.
+function finish_connection(c: connection): UnknownEnds
 	{
 	local id = c$id;
 	local has_orig = has_agent(id$orig_h);
 	local has_resp = has_agent(id$resp_h);
+	local ended = c$start_time + c$duration;
+	local unknown = UnknownEnds($span=span_of(c), $ended=ended);
 
 	if ( ! has_orig && ! has_resp && ! c?$orig_claim && ! c?$resp_claim )
+		return unknown;
+
+	unknown$orig = finish_endpoint(c, T, has_orig, id$orig_h, id$orig_p, id$resp_h,
+	    id$resp_p);
+	unknown$resp = finish_endpoint(c, F, has_resp, id$resp_h, id$resp_p, id$orig_h,
+	    id$orig_p);
+	recent_ends[id$orig_h, id$orig_p, id$resp_h, id$resp_p] = ended;
+	return unknown;
+	}
+
+# Looks for a late claim of an endpoint. Says whether the process is still unknown.
+function finish_late(c: connection, is_orig: bool, span: Span, local_h: addr,
+    local_p: port, remote_h: addr, remote_p: port): bool
+	{
+	local found = find_waiting(local_h, local_p, remote_h, remote_p, span);
+
+	if ( |found| == 0 )
+		return T;
+
+	attribute(c, is_orig, found[0]);
+	return F;
+	}
+
+# To be called some time after ``finish_connection``: looks for claims that came since. Where the same ends have had another
+# connection meanwhile, a claim could be of that.
+function finish_unknown(c: connection, unknown: UnknownEnds)
+	{
+	local id = c$id;
+
+	if ( connection_exists(id)
+	    || ( [id$orig_h, id$orig_p, id$resp_h, id$resp_p] in recent_ends && recent_ends[id$orig_h, id$orig_p, id$resp_h, id$resp_p] != unknown$ended ) )
 		return;
 
-	finish_endpoint(c, T, has_orig, id$orig_h, id$orig_p, id$resp_h, id$resp_p);
-	finish_endpoint(c, F, has_resp, id$resp_h, id$resp_p, id$orig_h, id$orig_p);
-	recent_ends[id$orig_h, id$orig_p, id$resp_h, id$resp_p] = c$start_time +
-	    c$duration;
+	if ( unknown$orig )
+		unknown$orig = finish_late(c, T, unknown$span, id$orig_h, id$orig_p,
+		    id$resp_h, id$resp_p);
+
+	if ( unknown$resp )
+		unknown$resp = finish_late(c, F, unknown$span, id$resp_h, id$resp_p,
+		    id$orig_h, id$orig_p);
+	}
+
+function count_unknown(unknown: UnknownEnds)
+	{
+	if ( unknown$orig )
+		++claim_counts["unattributed"];
+
+	if ( unknown$resp )
+		++claim_counts["unattributed"];
 	}
 
 global claims_counter = Telemetry::register_counter_family(

@@ -20,6 +20,14 @@ export {
 		"host_sent",
 		"host_received"
 	};
+
+	## How long the line of an established TCP connection waits for a process that its agent has not reported yet, as
+	## while an agent changes its gateway. Zero turns that off. Claims are kept for ten seconds after the end of their
+	## flow, five of which are over by then, so a longer time has no effect.
+	const late_claim_wait = 4sec &redef;
+
+	## How many lines wait at most.
+	const max_late_lines = 10000 &redef;
 }
 
 redef record Conn::Info += {
@@ -173,24 +181,113 @@ function log_resp(info: Conn::Info, process: Process)
 		info$resp_entity_id = process$entity_id;
 	}
 
+# Connections whose line waits, or is about to.
+type LateConnection: record {
+	c: connection;
+	unknown: UnknownEnds;
+};
+
+global late_connections: table[string] of LateConnection &create_expire=1min;
+
+# In which both ends took part.
+const established_states = set("SF", "S1", "S2", "S3", "RSTO", "RSTR");
+
+event zeek_init() &priority=-10
+	{
+	if ( ! attribute_connections || late_claim_wait == 0sec )
+		return;
+
+	Log::set_max_delay_interval(Conn::LOG, late_claim_wait);
+
+	if ( max_late_lines > Log::default_max_delay_queue_size )
+		Log::set_max_delay_queue_size(Conn::LOG, max_late_lines);
+	}
+
+# Whether an agent with this address reports all flows.
+function reports_flows(a: addr): bool
+	{
+	for ( agent_id in ids_by_address[a] )
+		if ( agent_id in agents
+		    && agents[agent_id]$hello?$tables
+		    && "sockets_events" in agents[agent_id]$hello$tables )
+			return T;
+
+	return F;
+	}
+
+function may_come_late(c: connection, unknown: UnknownEnds): bool
+	{
+	if ( late_claim_wait == 0sec
+	    || zeek_is_terminating()
+	    || |late_connections| >= max_late_lines
+	    || get_port_transport_proto(c$id$resp_p) != tcp
+	    || ! c$conn?$conn_state
+	    || c$conn$conn_state !in established_states )
+		return F;
+
+	return ( unknown$orig && reports_flows(c$id$orig_h) )
+	    || ( unknown$resp && reports_flows(c$id$resp_h) );
+	}
+
+function log_ends(info: Conn::Info, c: connection)
+	{
+	if ( c?$orig_process )
+		log_orig(info, c$orig_process);
+
+	if ( c?$resp_process )
+		log_resp(info, c$resp_process);
+	}
+
+function log_late(rec: any, id: Log::ID): bool
+	{
+	local info = rec as Conn::Info;
+
+	if ( info$uid !in late_connections )
+		return T;
+
+	local late = late_connections[info$uid];
+	delete late_connections[info$uid];
+
+	finish_unknown(late$c, late$unknown);
+	count_unknown(late$unknown);
+
+	log_ends(info, late$c);
+	return T;
+	}
+
+hook Log::log_stream_policy(rec: any, id: Log::ID)
+	{
+	if ( |late_connections| == 0 || id != Conn::LOG )
+		return;
+
+	local info = rec as Conn::Info;
+
+	if ( info$uid in late_connections )
+		Log::delay(id, rec, log_late);
+	}
+
 event connection_state_remove(c: connection)
 	{
 	if ( ! attribute_connections )
 		return;
 
-	finish_connection(c);
+	local unknown = finish_connection(c);
 
-	if ( c?$orig_process )
-		log_orig(c$conn, c$orig_process);
+	if ( unknown$orig || unknown$resp )
+		{
+		if ( may_come_late(c, unknown) )
+			late_connections[c$uid] = LateConnection($c=c, $unknown=unknown);
+		else
+			count_unknown(unknown);
+		}
+
+	log_ends(c$conn, c);
 
 	if ( conn_has_host_sent && c?$orig_host_sent )
 		c$conn$orig_host_sent = c$orig_host_sent;
 
 	if ( conn_has_host_received && c?$orig_host_received )
 		c$conn$orig_host_received = c$orig_host_received;
-
-	if ( c?$resp_process )
-		log_resp(c$conn, c$resp_process);
 
 	if ( conn_has_host_sent && c?$resp_host_sent )
 		c$conn$resp_host_sent = c$resp_host_sent;

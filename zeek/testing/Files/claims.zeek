@@ -6,8 +6,8 @@ export {
 	## Raised when the trace begins: the time to bring in agents and what they claim then.
 	global begin: event();
 
-	## An agent that is there, by the name of its host.
-	global join: function(agent_id: string, addresses: set[addr]);
+	## An agent that is there, by the name of its host, with its tables.
+	global join: function(agent_id: string, addresses: set[addr], tables: set[string] &default=set());
 
 	## A flow's end. Ends are as in ``10.0.0.1:1000/tcp``; the process is named as well as numbered. Times are those of
 	## the trace. The socket's cookie is the process id unless it is given.
@@ -22,11 +22,11 @@ export {
 
 const epoch = double_to_time(1700000000.0);
 
-function join(agent_id: string, addresses: set[addr])
+function join(agent_id: string, addresses: set[addr], tables: set[string])
 	{
 	local ctx = ZeekAgent::Context($agent_id=agent_id, $host_time=current_time(), $query_id="hello");
 	local hello = ZeekAgentAPI::AgentHelloV1($agent_id=agent_id, $instance_id="I", $hostname=to_lower(agent_id),
-	    $addresses=addresses);
+	    $addresses=addresses, $tables=tables);
 	event ZeekAgentAPI::agent_hello_v1(ctx, hello);
 	}
 
