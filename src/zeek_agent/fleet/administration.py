@@ -392,7 +392,7 @@ def _write_settings(place: Place) -> None:
 
 def _write_hub(place: Place, fleet: Fleet, host: str, now: float) -> None:
     where = place.directory / "hubs" / host
-    _write_pair(where / "server", place.authority("server-ca").server([host], now))
+    _write_pair(where / "server", place.authority("server-ca").server([host], now, is_hub=True))
     directory.write(where / "ca.pem", _server_ca(place))
     unit = configurations.server_unit(f"NATS hub of the fleet {fleet.name}")
     directory.write(where / "zeek-agent-nats.service", unit)
