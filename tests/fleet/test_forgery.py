@@ -512,7 +512,7 @@ def push(running: Servers) -> list[str]:
 
 @pytest.mark.parametrize("files", ["hubs/127.0.0.1", "leaves/fra", "enrolment", "collector"])
 async def test_only_a_hub_is_trusted_as_another_hub(tmp_path: Path, files: str) -> None:
-    """What comes from a hub has no limits: a server of a site that was taken may not become one with its certificate."""
+    """What comes from a hub has no limits, so the certificate of a taken server of a site may not make it one."""
     made = tmp_path / "made"
     hubs = (fleet.HOST, "localhost")
     sites = [fleet.Site("fra", (fleet.HOST,))]
