@@ -23,6 +23,7 @@ from zeek_agent.bus.link import Link
 from zeek_agent.bus.messages import Hello, Refusal, Welcome
 from zeek_agent.bus.subjects import ROAMING, Address, Down, Up
 from zeek_agent.config import GatewayTlsSettings
+from zeek_agent.errors import ZeekAgentError
 from zeek_agent.fleet import authority, directory, enrolling, issuing, jwt, nkey, roles
 from zeek_agent.fleet import messages as requests
 from zeek_agent.fleet.nkey import Key
@@ -309,6 +310,16 @@ async def test_the_enrolment_service_refuses_requests_of_another_site(
     assert "refused agent Henrolled" in caplog.text
     assert "refused agent Hstolen" in caplog.text
     await leaf.close()
+
+
+async def test_an_agent_that_enrols_at_the_server_of_another_site_learns_why_it_cannot(
+    running: Servers, tmp_path: Path
+) -> None:
+    leaf = enrolling.Url("tls+nats", fleet.HOST, running.leaves["ber"].port)
+    text = fleet.token(running.place, site="fra")
+    async with fleet.enrolment(running):
+        with pytest.raises(ZeekAgentError, match="leaf-ber does not pass on requests of site fra"):
+            await fleet.enroll(tmp_path, leaf, text, "Hlost")
 
 
 async def test_invented_renewals_of_a_taken_leaf_leave_room_for_those_of_other_sites(
