@@ -20,7 +20,7 @@ from zeek_agent.bus import subjects
 from zeek_agent.bus.link import Link, NoListenerError, Received
 from zeek_agent.bus.subjects import ROAMING, Address, Down, Peer, Up
 from zeek_agent.errors import ZeekAgentError
-from zeek_agent.fleet import administration, configurations, directory, jwt, nkey, pushing, roles, tokens
+from zeek_agent.fleet import administration, authority, configurations, directory, jwt, nkey, pushing, roles, tokens
 from zeek_agent.fleet.nkey import Key
 
 ME, OTHER = Address("fra", "Hme"), Address("fra", "Hother")
@@ -481,6 +481,36 @@ async def test_a_taken_leaf_that_confirms_without_end_does_not_delay_a_revocatio
         await leaf.close()
     assert "hub-127.0.0.1" in confirmed
     assert "forged" in confirmed, "the leaf was not heard"
+
+
+@pytest.mark.parametrize("renewed", ["leaf:nyc", "gateway:gw1"])
+async def test_a_revocation_includes_credentials_that_were_renewed_since(tmp_path: Path, renewed: str) -> None:
+    """A copy of them may be what somebody has taken."""
+    place = fleet.make(tmp_path / "made", sites=("nyc",))
+    users, signer = place.directory, place.authority("agents-ca")
+    files = [users / "leaves/nyc/leaf.creds", users / "leaves/nyc/system.creds"]
+    if renewed == "gateway:gw1":
+        files = [users / "gateways/gw1/gateway.creds"]
+    keys, serials = set(), set()
+    for _ in range(3):
+        keys |= {jwt.read(jwt.read_credentials(directory.read_text(file))[0]).sub for file in files}
+        serials.add(authority.serial_number(directory.read_text(users / "gateways/gw1/client.pem")))
+        administration.write_site(place, place.fleet().sites[0], time.time())
+        administration.write_gateway(place, "gw1", ["zeek"], time.time())
+    administration.revoke(place, [renewed], time.time())
+    assert len(keys) == 3 * len(files)
+    assert keys < place.fleet().revoked.keys()
+    assert min(entry.until for entry in place.fleet().revoked.values()) > time.time() + administration.HOST_SECONDS
+    listed = signer.revoked(directory.read_text(users / "collector" / administration.CRL))
+    assert serials <= listed.keys() if renewed == "gateway:gw1" else not listed
+
+
+def test_the_revocation_of_credentials_that_do_not_expire_is_kept(tmp_path: Path) -> None:
+    place, year = fleet.make(tmp_path / "made"), administration.HOST_SECONDS
+    key = jwt.read(jwt.read_credentials(directory.read_text(place.enrolment / "enrolment.creds"))[0]).sub
+    administration.revoke(place, ["enrolment:enrolment"], time.time())
+    administration.revoke(place, [Key.generate(nkey.USER).public], time.time() + 2 * year)
+    assert key in place.fleet().revoked
 
 
 async def test_a_revoked_leaf_is_cut_off(running: Servers) -> None:
