@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 import shutil
 import stat
@@ -15,6 +16,7 @@ from typing import Any
 import apsw
 import fleet
 import msgspec
+import nkeys
 import pytest
 from fleet import HOST, Servers
 from nats_server import nats_server
@@ -344,6 +346,11 @@ def test_seeds_and_public_keys_have_checksums() -> None:
     assert nkey.decoded(key.public, nkey.ACCOUNT) is None
     changed = key.public[:-1] + ("A" if key.public[-1] != "A" else "B")
     assert nkey.decoded(changed) is None
+    short = bytes([nkey.USER]) + bytes(28)
+    padded = base64.b32encode(short + nkeys.crc16(short).to_bytes(2, "little")).decode()
+    assert len(padded) == len(key.public)
+    assert nkey.decoded(padded) is None
+    assert nkey.decoded("é" * len(key.public)) is None
     with pytest.raises(ValueError, match="not a seed"):
         Key.from_seed(key.seed[:-1] + ("A" if key.seed[-1] != "A" else "B"))
 
@@ -455,6 +462,20 @@ async def test_a_token_cannot_be_used_with_the_connection_of_another(running: Se
     mine, text = fleet.token(running.place), fleet.token(running.place)
     async with fleet.enrolment(running):
         assert await refusal(running, mine, sent(tmp_path, text, "Hmixed")) == "bad_request"
+
+
+@pytest.mark.parametrize("field", ["key", "token"])
+def test_a_request_whose_key_is_not_ascii_is_a_bad_one(tmp_path: Path, field: str) -> None:
+    """Anybody can send it over HTTPS: it is an answer, and a line of the log, like any other."""
+    place, key = fleet.make(tmp_path / "made"), Key.generate(nkey.USER)
+    request = messages.Request("Ha", key.public, "", time.time(), messages.nonce())
+    request = msgspec.structs.replace(request, **{field: "é" * len(key.public)})
+    with administration.registry.opened(place.registry) as opened:
+        service = issuing.Enrolment(administration_issuer(place), opened)
+        answer = messages.read_answer(service.answer(messages.seal(request, key, key), "test"))
+    assert isinstance(answer, messages.Refused)
+    assert answer.code == "bad_request"
+    assert service.refused == 1
 
 
 def test_a_deeply_nested_request_is_a_bad_one() -> None:

@@ -20,7 +20,7 @@ from zeek_agent.bus import subjects
 from zeek_agent.bus.link import Link, NoListenerError, Received
 from zeek_agent.bus.subjects import ROAMING, Address, Down, Peer, Up
 from zeek_agent.errors import ZeekAgentError
-from zeek_agent.fleet import administration, configurations, directory, jwt, nkey, pushing, roles, tokens
+from zeek_agent.fleet import administration, authority, configurations, directory, jwt, nkey, pushing, roles, tokens
 from zeek_agent.fleet.nkey import Key
 
 ME, OTHER = Address("fra", "Hme"), Address("fra", "Hother")
@@ -456,6 +456,63 @@ async def test_a_leaf_that_was_down_learns_of_a_revocation(running: Servers) -> 
             await asyncio.sleep(0.5)
 
 
+async def test_a_taken_leaf_that_confirms_without_end_does_not_delay_a_revocation_for_ever(
+    running: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It can also confirm with the names of others."""
+    monkeypatch.setattr(pushing, "PUSH_SECONDS", 3.0)
+    text = directory.read_text(running.place.directory / "leaves" / "nyc" / "system.creds")
+    leaf = await RawLeaf.connect(running.hub.leaf_port, text, running.context(), running.place.fleet().system)
+    leaf.send(f"LS+ {pushing.UPDATE}")
+    assert await leaf.is_answered()
+
+    async def confirm() -> None:
+        while True:
+            answer = b'{"server":{"name":"forged"},"data":{"code":200}}'
+            for token in (0, 1):
+                leaf.send(f"LMSG {pushing.INBOX}.{token}", answer)
+            await asyncio.sleep(0.05)
+
+    confirming = asyncio.create_task(confirm())
+    try:
+        confirmed = await asyncio.wait_for(asyncio.to_thread(push, running), 60)
+    finally:
+        confirming.cancel()
+        await leaf.close()
+    assert "hub-127.0.0.1" in confirmed
+    assert "forged" in confirmed, "the leaf was not heard"
+
+
+@pytest.mark.parametrize("renewed", ["leaf:nyc", "gateway:gw1"])
+async def test_a_revocation_includes_credentials_that_were_renewed_since(tmp_path: Path, renewed: str) -> None:
+    """A copy of them may be what somebody has taken."""
+    place = fleet.make(tmp_path / "made", sites=("nyc",))
+    users, signer = place.directory, place.authority("agents-ca")
+    files = [users / "leaves/nyc/leaf.creds", users / "leaves/nyc/system.creds"]
+    if renewed == "gateway:gw1":
+        files = [users / "gateways/gw1/gateway.creds"]
+    keys, serials = set(), set()
+    for _ in range(3):
+        keys |= {jwt.read(jwt.read_credentials(directory.read_text(file))[0]).sub for file in files}
+        serials.add(authority.serial_number(directory.read_text(users / "gateways/gw1/client.pem")))
+        administration.write_site(place, place.fleet().sites[0], time.time())
+        administration.write_gateway(place, "gw1", ["zeek"], time.time())
+    administration.revoke(place, [renewed], time.time())
+    assert len(keys) == 3 * len(files)
+    assert keys < place.fleet().revoked.keys()
+    assert min(entry.until for entry in place.fleet().revoked.values()) > time.time() + administration.HOST_SECONDS
+    listed = signer.revoked(directory.read_text(users / "collector" / administration.CRL))
+    assert serials <= listed.keys() if renewed == "gateway:gw1" else not listed
+
+
+def test_the_revocation_of_credentials_that_do_not_expire_is_kept(tmp_path: Path) -> None:
+    place, year = fleet.make(tmp_path / "made"), administration.HOST_SECONDS
+    key = jwt.read(jwt.read_credentials(directory.read_text(place.enrolment / "enrolment.creds"))[0]).sub
+    administration.revoke(place, ["enrolment:enrolment"], time.time())
+    administration.revoke(place, [Key.generate(nkey.USER).public], time.time() + 2 * year)
+    assert key in place.fleet().revoked
+
+
 async def test_a_revoked_leaf_is_cut_off(running: Servers) -> None:
     administration.revoke(running.place, ["leaf:fra"], time.time())
     await asyncio.to_thread(push, running)
@@ -481,3 +538,36 @@ def push(running: Servers) -> list[str]:
         administration.pusher_credentials(place, time.time()),
         administration.account_tokens(place),
     )
+
+
+@pytest.mark.parametrize("files", ["hubs/127.0.0.1", "leaves/fra", "enrolment", "collector"])
+async def test_only_a_hub_is_trusted_as_another_hub(tmp_path: Path, files: str) -> None:
+    """What comes from a hub has no limits, so the certificate of a taken server of a site may not make it one."""
+    made = tmp_path / "made"
+    hubs = (fleet.HOST, "localhost")
+    sites = [fleet.Site("fra", (fleet.HOST,))]
+    administration.initialize(made, "tests", hubs=hubs, sites=sites, gateways={}, now=time.time())
+    with fleet.servers(fleet.Place(made), tmp_path / "run") as running:
+        hub = running.hub
+        found = await until(lambda: re.search(r"Listening for route connections on [^:]+:(\d+)", hub.log), 20)
+        context = running.context()
+        context.load_cert_chain(made / files / "server.pem", made / files / "server.key")
+        reader, writer = await asyncio.open_connection(fleet.HOST, int(found[1]), ssl=context)
+        options = b'{"verbose":false,"name":"other","server_id":"other","headers":true,"cluster":"tests"}'
+        writer.write(b"CONNECT " + options + b"\r\nPING\r\n")
+        try:
+            received = await asyncio.wait_for(read_until(reader, b"PONG"), 20)
+        except OSError:
+            received = b""
+        writer.transport.abort()
+        is_trusted = files.startswith("hubs")
+        assert (b"PONG" in received) == is_trusted
+        assert ("incompatible key usage" in hub.log) != is_trusted
+
+
+async def read_until(reader: asyncio.StreamReader, sign: bytes) -> bytes:
+    """What arrives up to that sign or the end of the connection."""
+    received = b""
+    while sign not in received and (more := await reader.read(4096)):
+        received += more
+    return received

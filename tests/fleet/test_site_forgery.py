@@ -23,9 +23,11 @@ from zeek_agent.bus.link import Link
 from zeek_agent.bus.messages import Hello, Refusal, Welcome
 from zeek_agent.bus.subjects import ROAMING, Address, Down, Up
 from zeek_agent.config import GatewayTlsSettings
-from zeek_agent.fleet import authority, directory, enrolling, jwt, nkey, roles
+from zeek_agent.errors import ZeekAgentError
+from zeek_agent.fleet import authority, directory, enrolling, issuing, jwt, nkey, roles
 from zeek_agent.fleet import messages as requests
 from zeek_agent.fleet.nkey import Key
+from zeek_agent.fleet.registry import Registry
 from zeek_agent.gateway.causes import Cause
 from zeek_agent.gateway.gateway import Gateway
 
@@ -308,6 +310,50 @@ async def test_the_enrolment_service_refuses_requests_of_another_site(
     assert "refused agent Henrolled" in caplog.text
     assert "refused agent Hstolen" in caplog.text
     await leaf.close()
+
+
+async def test_an_agent_that_enrols_at_the_server_of_another_site_learns_why_it_cannot(
+    running: Servers, tmp_path: Path
+) -> None:
+    leaf = enrolling.Url("tls+nats", fleet.HOST, running.leaves["ber"].port)
+    text = fleet.token(running.place, site="fra")
+    async with fleet.enrolment(running):
+        with pytest.raises(ZeekAgentError, match="leaf-ber does not pass on requests of site fra"):
+            await fleet.enroll(tmp_path, leaf, text, "Hlost")
+
+
+async def test_invented_renewals_of_a_taken_leaf_leave_room_for_those_of_other_sites(
+    running: Servers, tmp_path: Path
+) -> None:
+    """Each is of another key and another agent, so only the site's own limit counts."""
+    enrolment = Enrolment(running, tmp_path)
+    for number in range(3 * int(issuing.REQUESTS_PER_SECOND)):
+        assert enrolment.code("ber", f"Hinvented{number}") in {"unknown_agent", "busy"}
+    assert enrolment.code("ber", "Hlast") == "busy"
+    assert enrolment.code("fra", "Hhonest") == "unknown_agent"
+
+
+class Enrolment:
+    """The decisions of the enrolment service at one moment."""
+
+    def __init__(self, running: Servers, directory_: Path) -> None:
+        files = enrolling.Files(directory_)
+        self._csr = authority.signing_request("any", files.tls_key())
+        self._now = time.time()
+        place = running.place
+        issuer = issuing.Issuer(
+            place.key("role-agent"), place.fleet().account, place.authority("agents-ca"), "the servers' authority"
+        )
+        self._enrolment = issuing.Enrolment(issuer, Registry(directory_ / "registry.db"), lambda: self._now)
+
+    def code(self, site: str, agent_id: str) -> str:
+        """Of the refusal of a renewal by a new key."""
+        key = Key.generate(nkey.USER)
+        asking = requests.Request(agent_id, key.public, self._csr, self._now, requests.nonce())
+        answer = self._enrolment.answer(requests.seal(asking, key), "test", renewing=agent_id, site=site)
+        refused = requests.read_answer(answer)
+        assert isinstance(refused, requests.Refused)
+        return refused.code
 
 
 def request(files: enrolling.Files, key: Key, agent_id: str) -> requests.Request:

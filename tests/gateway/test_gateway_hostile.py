@@ -103,6 +103,22 @@ async def test_one_agent_does_not_use_up_the_answers_to_sessions_that_have_ended
     assert gw.core.counters.refused[Cause.FLOOD] >= 2 * UNKNOWN_PER_SECOND - 2 * UNKNOWN_PER_AGENT
 
 
+async def test_invented_agents_of_one_site_do_not_use_up_the_answers_to_those_of_others(
+    gw: Gateway, bus: BusAgents
+) -> None:
+    """As the server of a site can, if it was taken."""
+    honest = await bus.agent(OTHERS)
+    session = gw.core.sessions.get(OTHERS)
+    assert session is not None
+    gw.core.end(session, "test", report=False)
+    invented = 3 * UNKNOWN_PER_SECOND
+    for number in range(invented):
+        await bus.link.publish(subjects.up("gw1", Address("taken", f"H{number}"), "ended", Up.BEAT))
+    await bus.link.publish(honest.up(Up.BEAT))
+    await until(lambda: gw.core.counters.refused[Cause.SESSION] == invented + 1)
+    await until(lambda: honest.again)
+
+
 async def test_hellos_of_one_agent_that_are_being_decided_leave_room_for_others(gw: Gateway, bus: BusAgents) -> None:
     holder = await bus.agent(MINE)
     holder.answers_pings = False

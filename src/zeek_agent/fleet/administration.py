@@ -23,6 +23,8 @@ from zeek_agent.text import clipped
 DAY_SECONDS: Final = 86_400.0
 HOST_SECONDS: Final = 365 * DAY_SECONDS
 """Life of the credentials of gateways and leaves."""
+NO_END_SECONDS: Final = 100 * HOST_SECONDS
+"""How long a revocation is kept of credentials that do not expire, those of the enrolment service."""
 TOKEN_USES_MAX: Final = 100_000
 HUB: Final = "hub"
 """The site of agents that connect to hubs only, where they are; no leaf passes it."""
@@ -133,6 +135,8 @@ def write_gateway(place: Place, name: str, clusters: Sequence[str], now: float) 
     for each in (name, *clusters):
         _check_name(each)
     where = place.directory / "gateways" / name
+    if (where / "client.pem").exists():
+        directory.remember_certificate(place, name, _serial(where))
     tags = (*roles.tags(roles.CLUSTER, clusters), *roles.tags(roles.AGENTS, [place.fleet().roles[roles.AGENT]]))
     _write_user(place, roles.GATEWAY, name, where / "gateway.creds", now, tags)
     key = authority.new_key()
@@ -207,10 +211,10 @@ def revoke(place: Place, names: Sequence[str], now: float) -> list[Revoked]:
                     opened.revoke(one.key, now)
     if place.has_keys:
         fleet = place.fleet()
+        labels = directory.labels(fleet)
         entries = {key: entry for key, entry in fleet.revoked.items() if entry.until > now}
         for one in revoked:
-            is_agent = one.key not in fleet.issued.values()
-            entries[one.key] = Revocation(now, now + DAY_SECONDS + (CREDENTIAL_SECONDS if is_agent else HOST_SECONDS))
+            entries[one.key] = Revocation(now, now + DAY_SECONDS + _lifetime_seconds(labels.get(one.key)))
         issued = max(int(now), fleet.tokens_issued + 1)
         directory.write_json(place.directory / "fleet.json", replace(fleet, revoked=entries, tokens_issued=issued))
         _write_configurations(place)
@@ -241,16 +245,30 @@ def write_revocation_list(place: Place, now: float, more: Mapping[int, float] | 
         directory.write(place.directory / "collector" / CRL, text)
 
 
+def _lifetime_seconds(label: str | None) -> float:
+    """The longest one of credentials, whose user is an agent or has that label."""
+    if label is None:
+        return CREDENTIAL_SECONDS
+    return NO_END_SECONDS if label.startswith(f"{roles.ENROLMENT}:") else HOST_SECONDS
+
+
 def _certificates(place: Place, revoked: Sequence[Revoked], now: float) -> dict[int, float]:
     """Serial numbers of the certificates of revoked gateways."""
-    labels = {key: label for label, key in place.fleet().issued.items()} if place.has_keys else {}
-    found = {}
+    if not place.has_keys:
+        return {}
+    fleet = place.fleet()
+    labels, found = directory.labels(fleet), {}
     for one in revoked:
         role, _, name = labels.get(one.key, "").partition(":")
-        file = place.directory / "gateways" / name / "client.pem"
-        if role == roles.GATEWAY and file.exists():
-            found[authority.serial_number(directory.read_text(file))] = now
+        where = place.directory / "gateways" / name
+        if role == roles.GATEWAY and (where / "client.pem").exists():
+            serials = {_serial(where), *(int(each, 16) for each in fleet.certificates.get(name, ()))}
+            found.update(dict.fromkeys(serials, now))
     return found
+
+
+def _serial(gateway: Path) -> int:
+    return authority.serial_number(directory.read_text(gateway / "client.pem"))
 
 
 def account_tokens(place: Place) -> tuple[str, str]:
@@ -344,11 +362,11 @@ def _date(seconds: float) -> str:
 
 
 def _found(place: Place, names: Sequence[str]) -> Iterator[Revoked]:
-    issued = place.fleet().issued if place.has_keys else {}
+    labels = directory.labels(place.fleet()) if place.has_keys else {}
     rows = agents(place) if place.registry.exists() else []
     for name in names:
         matching = [row for row in rows if row.revoked is None and name in (row.id, row.key)]
-        others = [key for label, key in issued.items() if label in (name, f"system-{name}")]
+        others = [key for key, label in labels.items() if label in (name, f"system-{name}")]
         if matching:
             yield from (Revoked(row.key, row) for row in matching)
         elif others:
@@ -392,7 +410,7 @@ def _write_settings(place: Place) -> None:
 
 def _write_hub(place: Place, fleet: Fleet, host: str, now: float) -> None:
     where = place.directory / "hubs" / host
-    _write_pair(where / "server", place.authority("server-ca").server([host], now))
+    _write_pair(where / "server", place.authority("server-ca").server([host], now, is_hub=True))
     directory.write(where / "ca.pem", _server_ca(place))
     unit = configurations.server_unit(f"NATS hub of the fleet {fleet.name}")
     directory.write(where / "zeek-agent-nats.service", unit)
@@ -414,7 +432,7 @@ def _write_site(place: Place, site: Site, now: float) -> None:
         permissions=roles.SYSTEM_OF_A_LEAF,
     )
     directory.write(where / "system.creds", jwt.credentials(token, key))
-    _remember(place, f"system-{roles.LEAF}:{site.name}", key)
+    directory.remember(place, f"system-{roles.LEAF}:{site.name}", key)
     directory.write(where / "zeek-agent-nats.service", configurations.server_unit(f"NATS server of site {site.name}"))
 
 
@@ -427,12 +445,7 @@ def _write_user(  # noqa: PLR0917 - a user's parts
     signer, account = place.key(f"role-{role}"), place.fleet().account
     token = jwt.user(name, key.public, signer, now or time.time(), expires=expires, account=account, tags=tags)
     directory.write(file, jwt.credentials(token, key))
-    _remember(place, f"{role}:{name}", key)
-
-
-def _remember(place: Place, label: str, key: Key) -> None:
-    fleet = place.fleet()
-    directory.write_json(place.directory / "fleet.json", replace(fleet, issued={**fleet.issued, label: key.public}))
+    directory.remember(place, f"{role}:{name}", key)
 
 
 def _write_configurations(place: Place) -> None:

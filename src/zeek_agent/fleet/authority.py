@@ -41,12 +41,15 @@ class Authority:
             raise ValueError("not a key on an elliptic curve")
         self._key = key
 
-    def server(self, hosts: Sequence[str], now: float) -> Pair:
-        """A certificate for a server that is reached by these names and addresses, with a new key."""
+    def server(self, hosts: Sequence[str], now: float, *, is_hub: bool = False) -> Pair:
+        """A certificate for a server that is reached by these names and addresses, with a new key.
+
+        Hubs trust whoever shows them a certificate for clients to be another hub.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
         end = _time(now) + timedelta(days=SERVER_DAYS)
-        usage = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)  # hubs dial each other
+        usage = (ExtendedKeyUsageOID.SERVER_AUTH, *[ExtendedKeyUsageOID.CLIENT_AUTH] * is_hub)
         made = self._signed(_name(hosts[0]), key.public_key(), usage, now, end, names)
         return Pair(made, _key_text(key))
 

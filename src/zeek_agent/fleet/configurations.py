@@ -238,8 +238,8 @@ what a leaf publishes: a taken leaf could act as a gateway.
 
 A taken leaf server can read and forge messages of the agents of its own site, as any router could, but not of other
 sites; one with `fleet site --roaming` also of roaming agents. Give each site only its clusters (`fleet site DIR NAME
---cluster CLUSTER`), and revoke a taken leaf's credentials with `zeek-agent fleet revoke DIR leaf:SITE`. Those of a
-gateway are `gateway:NAME`.
+--cluster CLUSTER`), and revoke a taken leaf's credentials with `zeek-agent fleet revoke DIR leaf:SITE`, which
+includes those that were renewed since. Those of a gateway are `gateway:NAME`.
 
 ## Life of what is in here
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
+from msgspec import structs
 
 from zeek_agent import platforms
 from zeek_agent.bus.subjects import ROAMING
@@ -73,6 +74,10 @@ class Fleet(msgspec.Struct, frozen=True):
     sites: tuple[Site, ...] = ()
     issued: dict[str, str] = {}
     """The last key of each gateway, leaf and so on, by `ROLE:NAME`."""
+    earlier: dict[str, tuple[str, ...]] = {}
+    """Its keys before that, whose credentials may still be valid."""
+    certificates: dict[str, tuple[str, ...]] = {}
+    """Serial numbers of the certificates that a gateway had before its last one, in hexadecimal digits."""
     revoked: dict[str, Revocation] = {}
     """Revoked keys of the account's users, and of leaves in the system account."""
     tokens_issued: int = 0
@@ -138,6 +143,29 @@ class Place:
     @staticmethod
     def pair(path: Path) -> Pair:
         return Pair(read_text(path.with_name(f"{path.name}.pem")), read_text(path.with_name(f"{path.name}.key")))
+
+
+def labels(fleet: Fleet) -> dict[str, str]:
+    """Whose each key is, `ROLE:NAME`, of all that were issued to other than agents."""
+    earlier = {key: label for label, keys in fleet.earlier.items() for key in keys}
+    return earlier | {key: label for label, key in fleet.issued.items()}
+
+
+def remember(place: Place, label: str, key: Key) -> None:
+    """Record the new key of a gateway, leaf and so on."""
+    fleet = place.fleet()
+    earlier = fleet.earlier
+    if label in fleet.issued:
+        earlier = {**earlier, label: (*earlier.get(label, ()), fleet.issued[label])}
+    issued = {**fleet.issued, label: key.public}
+    write_json(place.directory / "fleet.json", structs.replace(fleet, issued=issued, earlier=earlier))
+
+
+def remember_certificate(place: Place, gateway: str, serial: int) -> None:
+    """Record a gateway's certificate, which a new one replaces, for its revocation."""
+    fleet = place.fleet()
+    certificates = {**fleet.certificates, gateway: (*fleet.certificates.get(gateway, ()), f"{serial:x}")}
+    write_json(place.directory / "fleet.json", structs.replace(fleet, certificates=certificates))
 
 
 def create(directory: Path) -> None:

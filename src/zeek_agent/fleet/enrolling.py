@@ -100,7 +100,7 @@ def enroll(  # noqa: PLR0917 - what an agent is
         inbox = subjects.bootstrap_inbox(token.site, token.key.public)
         credentials = jwt.credentials(token.user, token.key)
         subject = subjects.enrolment(token.site, token.key.public)
-        answer = asyncio.run(_ask(url, subject, payload, inbox, credentials, context))
+        answer = asyncio.run(_ask(url, token.site, subject, payload, inbox, credentials, context))
     granted = _granted(answer, now)
     if ca.strip() not in granted.ca:
         raise ZeekAgentError("the answer has other authorities of servers than the token: it is not used")
@@ -130,7 +130,7 @@ def renew(place: Path, agent_id: str, hostname: str, clock: Callable[[], float] 
     else:
         inbox = f"{subjects.inbox(agent)}.renew"
         credentials = directory.read_text(files.credentials)
-        answer = asyncio.run(_ask(url, subjects.renewal(agent), payload, inbox, credentials, context))
+        answer = asyncio.run(_ask(url, agent.site, subjects.renewal(agent), payload, inbox, credentials, context))
     return _store(files, _granted(answer, now), key, agent, enrolled.url, enrolled.account, now)
 
 
@@ -170,7 +170,7 @@ def _post(url: Url, path: str, payload: bytes, context: ssl.SSLContext) -> bytes
 
 
 async def _ask(  # noqa: PLR0917 - those of the connection
-    url: Url, subject: str, payload: bytes, inbox: str, credentials: str, context: ssl.SSLContext
+    url: Url, site: str, subject: str, payload: bytes, inbox: str, credentials: str, context: ssl.SSLContext
 ) -> bytes:
     scheme = "tls" if url.scheme == "tls+nats" else "nats"
     server = str(url._replace(scheme=scheme))
@@ -188,7 +188,8 @@ async def _ask(  # noqa: PLR0917 - those of the connection
     try:
         return await bus.request(subject, payload, ANSWER_SECONDS)
     except NoListenerError:
-        raise ZeekAgentError(f"the enrolment service is not connected to {url}") from None
+        where = f"{url}, or {bus.server_name or 'the server there'} does not pass on requests of site {site}"
+        raise ZeekAgentError(f"the enrolment service is not connected to {where}") from None
     except TimeoutError:
         raise ZeekAgentError(f"the enrolment service does not answer at {url}") from None
     except ConnectionError as error:

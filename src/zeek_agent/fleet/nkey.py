@@ -6,7 +6,6 @@ Source: https://docs.nats.io/running-a-nats-service/configuration/securing_nats/
 from __future__ import annotations
 
 import base64
-import binascii
 import os
 from typing import Final
 
@@ -20,6 +19,8 @@ USER: Final = nkeys.PREFIX_BYTE_USER
 SEED_BYTES: Final = 32
 _LETTERS: Final = 56
 """Length of an encoded public key."""
+_BYTES: Final = 35
+"""Its length once decoded: kind, key and checksum."""
 
 
 class Key:
@@ -76,8 +77,8 @@ def decoded(public: str, kind: int = USER) -> bytes | None:
         return None
     try:
         body = base64.b32decode(public)
-    except binascii.Error:
+    except ValueError:  # also for other than ASCII
         return None
-    if body[0] != kind or nkeys.crc16(body[:-2]).to_bytes(2, "little") != body[-2:]:
+    if len(body) != _BYTES or body[0] != kind or nkeys.crc16(body[:-2]).to_bytes(2, "little") != body[-2:]:
         return None
     return body[1:-2]

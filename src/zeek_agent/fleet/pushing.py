@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +25,8 @@ INBOX: Final = "_INBOX.push"
 """Leaves may answer below this subject only."""
 ANSWER_SECONDS: Final = 2.0
 """Time for the servers to confirm, after the last one that did."""
+PUSH_SECONDS: Final = 20.0
+"""Time for all of them: a leaf that was taken may confirm without end, with any names."""
 
 
 class _Server(msgspec.Struct, frozen=True):
@@ -87,10 +91,10 @@ async def _confirmations(hub: Link, token: str, number: int) -> set[str]:
     end = await hub.subscribe(subject, receive)
     await hub.publish(UPDATE, token.encode(), reply=subject)
     await hub.flush()
-    try:
-        while True:
+    deadline = time.monotonic() + PUSH_SECONDS
+    with suppress(TimeoutError):
+        while time.monotonic() < deadline:
             received.clear()
             await asyncio.wait_for(received.wait(), ANSWER_SECONDS)
-    except TimeoutError:
-        await end()
+    await end()
     return names

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Final, NamedTuple
@@ -24,8 +25,10 @@ log = logging.getLogger("zeek_agent.fleet")
 
 RECONNECT_SECONDS: Final = (1.0, 30.0)
 """Shortest and longest time between attempts to connect to the bus."""
-WAITING_MAX: Final = 500
+WAITING_MAX: Final = 1_000
 """Requests that wait to be answered; further ones are not answered, and their agents ask again."""
+WAITING_PER_SITE: Final = 500
+"""Of one site, whose server may have been taken; those by HTTPS count as one."""
 
 
 async def run(place: Place, servers: Sequence[str], listen: str | None) -> int:
@@ -47,7 +50,7 @@ class Service:
         self._listen = listen
         self._parts = AsyncExitStack()
         self._lock = asyncio.Lock()
-        self._waiting = 0
+        self._waiting: Counter[str | None] = Counter()
         self.dropped = 0
         self.port = 0
         """The port for HTTPS."""
@@ -95,19 +98,21 @@ class Service:
     def refused(self) -> int:
         return self._enrolment.refused
 
-    async def _answer(self, decide: Callable[[], bytes]) -> bytes | None:
+    async def _answer(self, decide: Callable[[], bytes], site: str | None = None) -> bytes | None:
         """One decision at a time, outside of the loop: it writes to the disk."""
-        if self._waiting >= WAITING_MAX:
+        if self._waiting[site] >= WAITING_PER_SITE or self._waiting.total() >= WAITING_MAX:
             self.dropped += 1
             if self.dropped.bit_count() == 1:
-                log.warning("%d requests were not answered: more than %d wait", self.dropped, WAITING_MAX)
+                log.warning("%d requests were not answered: more than %d wait", self.dropped, WAITING_PER_SITE)
             return None
-        self._waiting += 1
+        self._waiting[site] += 1
         try:
             async with self._lock:
                 return await asyncio.to_thread(decide)
         finally:
-            self._waiting -= 1
+            self._waiting[site] -= 1
+            if not self._waiting[site]:
+                del self._waiting[site]
 
     async def _answer_https(self, payload: bytes, address: str, renewing: str | None) -> bytes:
         def decide() -> bytes:
@@ -163,7 +168,8 @@ class Service:
             answer = await self._answer(
                 lambda: self._enrolment.answer(
                     message.payload, source, renewing=asker.agent_id, token=asker.token, site=asker.site
-                )
+                ),
+                asker.site,
             )
             if answer is not None:
                 try:

@@ -19,7 +19,9 @@ from zeek_agent.gateway.frames import CheckedHello
 from zeek_agent.gateway.sessions import AgentSession
 
 UNKNOWN_PER_SECOND: Final = 500
-"""Answers to messages of sessions that the gateway does not have, as after its restart."""
+"""Answers to messages of sessions that the gateway does not have, as after its restart. Also those to one site at
+once, and per second: its server, if it was taken, can invent agents, and leaves the other half to other sites."""
+UNKNOWN_OF_ALL: Final = 2 * UNKNOWN_PER_SECOND
 UNKNOWN_PER_AGENT: Final = 5
 UNKNOWN_PER_AGENT_SECOND: Final = 0.5
 """Those answers to one agent at once, and per second: one is enough, but it may be lost."""
@@ -33,8 +35,6 @@ class Uplink:
     def __init__(self, core: Core, downlink: Downlink) -> None:
         self._core = core
         self._downlink = downlink
-        self._unknown_left = float(UNKNOWN_PER_SECOND)
-        self._unknown_since = core.monotonic()
         self._unknown_limits = Limits()
 
     async def receive(self, received: Received) -> None:
@@ -73,13 +73,14 @@ class Uplink:
         core.refusals.note(Cause.SESSION, agent_id, f"{subject.kind} of a session that has ended")
         if not self._unknown_limits.permit(subject.agent.tokens, UNKNOWN_PER_AGENT, UNKNOWN_PER_AGENT_SECOND, now):
             core.refusals.note(Cause.FLOOD, agent_id, "uses a session that has ended, and gets no answer")
-            return
-        left = self._unknown_left + (now - self._unknown_since) * UNKNOWN_PER_SECOND
-        self._unknown_left, self._unknown_since = min(left, UNKNOWN_PER_SECOND), now
-        if self._unknown_left >= 1 and subjects.is_name(subject.session) and subjects.is_name(subject.agent.site):
-            self._unknown_left -= 1
+        elif subjects.is_name(subject.session) and subjects.is_name(subject.agent.site):
+            self._end_unknown(subject, now)
+
+    def _end_unknown(self, subject: UpSubject, now: float) -> None:
+        shared = ((subject.agent.site, UNKNOWN_PER_SECOND), ("", UNKNOWN_OF_ALL))
+        if all(self._unknown_limits.permit(source, rate, rate, now) for source, rate in shared):
             again = messages.encode(Again(UNKNOWN_SECONDS))
-            core.outbox.put(subjects.down(subject.agent, subject.session, Down.AGAIN), again)
+            self._core.outbox.put(subjects.down(subject.agent, subject.session, Down.AGAIN), again)
 
     def _want(self, session: AgentSession, payload: bytes) -> None:
         core = self._core
