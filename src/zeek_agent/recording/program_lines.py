@@ -146,14 +146,14 @@ class ProgramLines:
 
     def _run(self) -> None:
         try:
-            reason = self._follow()
+            reason = self._read_lines()
         except Exception as error:  # noqa: BLE001 - whatever it is, nobody reads the program any more
             reason = f"{type(error).__name__}: {error}"
             self._process.kill()
         if not self._is_stopping:
             self._ended(reason)
 
-    def _follow(self) -> str:
+    def _read_lines(self) -> str:
         """Read until the program ends. Returns the reason."""
         output, complaints = self._streams()
         with _selector(output, complaints, self._wake) as selector:

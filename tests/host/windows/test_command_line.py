@@ -31,15 +31,15 @@ def test_arguments(line: str, arguments: list[str]) -> None:
 
 
 @given(st.lists(st.text(st.characters(exclude_characters="\0")), max_size=6))
-def test_what_python_would_pass_is_read_back(arguments: list[str]) -> None:
+def test_arguments_that_python_would_pass_are_read_back(arguments: list[str]) -> None:
     """`list2cmdline` quotes arguments by the same rules."""
     assert split_command_line(subprocess.list2cmdline(["x.exe", *arguments])) == ["x.exe", *arguments]
 
 
 @given(st.text())
-def test_there_is_no_invalid_command_line(line: str) -> None:
+def test_each_command_line_has_arguments(line: str) -> None:
     assert all(isinstance(argument, str) for argument in split_command_line(line))
 
 
-def test_a_long_line_of_backslashes_takes_no_time_to_speak_of() -> None:
+def test_a_long_line_of_backslashes_is_read_at_once() -> None:
     assert split_command_line("x " + "\\a" * 200_000)[1] == "\\a" * 200_000

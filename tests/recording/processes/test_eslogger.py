@@ -21,7 +21,7 @@ from waiting import until_sync
 from zeek_agent.config import SourceSettings
 from zeek_agent.events.reading import read_rows
 from zeek_agent.events.store import EventStore
-from zeek_agent.host.macos.eslogger_errors import explained
+from zeek_agent.host.macos.eslogger_errors import with_remedy
 from zeek_agent.host.macos.eslogger_line import Message, read_line
 from zeek_agent.masking.masker import Masker
 from zeek_agent.recording.processes.eslogger import Eslogger
@@ -296,7 +296,7 @@ def test_a_refusal_is_explained(tmp_path: Path, steps: list[Step], expected: str
 
 
 def test_the_explanation_names_the_program_that_needs_the_permission() -> None:
-    reason = explained("eslogger ended with status 1 (… ES_NEW_CLIENT_RESULT_ERR_NOT_PERMITTED)", "/opt/bin/python3")
+    reason = with_remedy("eslogger ended with status 1 (… ES_NEW_CLIENT_RESULT_ERR_NOT_PERMITTED)", "/opt/bin/python3")
     assert "/opt/bin/python3 if launchd started the agent" in reason
     assert "System Settings > Privacy & Security > Full Disk Access" in reason
     assert reason.endswith("(eslogger ended with status 1 (… ES_NEW_CLIENT_RESULT_ERR_NOT_PERMITTED))")

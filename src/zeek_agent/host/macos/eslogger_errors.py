@@ -24,7 +24,7 @@ _EXPLANATIONS: Final[Mapping[str, str]] = {
 """By the result of es_new_client(3)."""
 
 
-def explained(reason: str, program: str = sys.executable) -> str:
+def with_remedy(reason: str, program: str = sys.executable) -> str:
     """The reason why eslogger ended, with the remedy if it is known."""
     for code, explanation in _EXPLANATIONS.items():
         if code in reason:

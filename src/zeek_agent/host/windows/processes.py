@@ -5,6 +5,8 @@ The start is a FILETIME, in which the entity id counts. The id of the boot is th
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from functools import cache, cached_property
 from typing import Final, NamedTuple, TypeVar
@@ -57,7 +59,7 @@ class WindowsProcesses(PortableProcesses):
             listed = self._listed.get(pid)
             if listed is not None and (process := WindowsProcess(self, listed)).is_current:
                 return process
-        raise ProcessLookupError(pid)
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
 
 
 class WindowsProcess(PortableProcess):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from zeek_agent import platforms
 from zeek_agent.host.macos import eslogger_line
 from zeek_agent.host.macos.boot_session import boot_session
-from zeek_agent.host.macos.eslogger_errors import explained
+from zeek_agent.host.macos.eslogger_errors import with_remedy
 from zeek_agent.host.macos.eslogger_line import KINDS, MESSAGE_VERSIONS, SCHEMA_VERSION, Message
 from zeek_agent.masking.masker import Masker
 from zeek_agent.platforms.darwin import PLATFORM as DARWIN
@@ -213,7 +213,7 @@ class Eslogger(Source):
         return True
 
     def _ended(self, reason: str) -> None:
-        reason = explained(reason)
+        reason = with_remedy(reason)
         if self._begun.is_set():
             self.failed(reason)
         else:
