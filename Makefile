@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Programs under test start faster from compiled modules, and so does the agent.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup run test soak test-kernels test-packages packages lint docs bench lock clean
+.PHONY: help setup run test soak test-kernels test-windows test-packages packages lint docs bench lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ soak: setup ## Run the soaks: long runs, floods and rates (a selection: ARGS="-k
 test-kernels: setup ## Load the BPF objects in Debian's kernels under QEMU (others: ARGS="linux-image-…")
 	@$(BIN)/python tests/kernels/run.py $(ARGS)
 
+test-windows: setup ## Run the tests of shared code with Windows' Python under Wine (as root if Wine is missing; one file: ARGS=…)
+	@$(BIN)/python tests/windows/run.py $(ARGS)
+
 packages: setup ## Build a .deb per release of Debian and an .rpm, in dist/ (as root; one release: ARGS="--release bookworm")
 	@$(BIN)/python packaging/packages.py $(ARGS)
 
@@ -36,6 +39,8 @@ lint: setup ## Check style, types, generated documentation and scripts, and NOTI
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/mypy --config-file packaging/types/darwin.toml
+	@$(BIN)/mypy --config-file packaging/types/win32.toml
 	@$(BIN)/python -m zeek_agent.reference --check
 	@$(BIN)/python zeek/generate.py --check
 	@$(BIN)/python zeek/reference.py --check

@@ -5,8 +5,8 @@ A shell starts its background jobs with SIGINT ignored, which programs under tes
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import os
 import shutil
 import signal
 from collections import Counter, defaultdict
@@ -17,11 +17,22 @@ from typing import Any
 import hypothesis
 import pytest
 
+from zeek_agent import platforms
+
 hypothesis.settings.register_profile("shared machine", deadline=None)  # which is of the clock on the wall
 hypothesis.settings.load_profile("shared machine")
 
 
+class _AgentsLoops(asyncio.DefaultEventLoopPolicy):
+    """Tests run in the event loop that the agent has on Windows."""
+
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        return platforms.HERE.new_event_loop()
+
+
 def pytest_configure() -> None:
+    if platforms.HERE.key == "win32":
+        asyncio.set_event_loop_policy(_AgentsLoops())
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -30,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     without_root = pytest.mark.skip(reason="needs root")
     without_zeek = pytest.mark.skip(reason="needs zeek on PATH")
     for item in items:
-        if item.get_closest_marker("root") and os.geteuid() != 0:
+        if item.get_closest_marker("root") and platforms.HERE.user_id() != 0:
             item.add_marker(without_root)
         if item.get_closest_marker("zeek") and shutil.which("zeek") is None:
             item.add_marker(without_zeek)

@@ -14,7 +14,7 @@ import zeek_agent
 
 PACKAGE = Path(zeek_agent.__file__).parent
 LOADERS = {"import_module", "__import__"}
-LOADS_OWN_MODULES = {"tables", "tables.osquery"}
+LOADS_OWN_MODULES = {"platforms", "tables", "tables.osquery"}
 """Modules that import modules by a name that they make up, all of them from their own package."""
 
 

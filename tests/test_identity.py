@@ -7,12 +7,14 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from zeek_agent import identity
 from zeek_agent.errors import ZeekAgentError
+from zeek_agent.platforms.linux import machine_id
 
 MACHINE = "0123456789abcdef0123456789abcdef"
 
@@ -30,8 +32,8 @@ def machine(tmp_path: Path) -> Path:
 
 
 def test_the_agent_id_stays_and_the_instance_id_is_new(file: Path, machine: Path) -> None:
-    first = identity.establish(file, machine_id_files=[machine])
-    second = identity.establish(file, machine_id_files=[machine])
+    first = identity.establish(file, machine_id=partial(machine_id, [machine]))
+    second = identity.establish(file, machine_id=partial(machine_id, [machine]))
     assert first.agent == second.agent
     assert first.instance != second.instance
     assert re.fullmatch(r"H[0-9A-Za-z]{20,22}", first.agent)
@@ -39,28 +41,28 @@ def test_the_agent_id_stays_and_the_instance_id_is_new(file: Path, machine: Path
 
 
 def test_a_cloned_image_gets_an_id_of_its_own(file: Path, machine: Path, caplog: pytest.LogCaptureFixture) -> None:
-    original = identity.establish(file, machine_id_files=[machine])
+    original = identity.establish(file, machine_id=partial(machine_id, [machine]))
     machine.write_text("f" * 32)
-    clone = identity.establish(file, machine_id_files=[machine])
+    clone = identity.establish(file, machine_id=partial(machine_id, [machine]))
     assert clone.agent != original.agent
     assert "another machine" in caplog.text
-    assert identity.establish(file, machine_id_files=[machine]).agent == clone.agent
+    assert identity.establish(file, machine_id=partial(machine_id, [machine])).agent == clone.agent
 
 
 def test_the_machine_id_itself_is_not_kept(file: Path, machine: Path) -> None:
-    identity.establish(file, machine_id_files=[machine])
+    identity.establish(file, machine_id=partial(machine_id, [machine]))
     assert MACHINE not in file.read_text()
 
 
 @pytest.mark.parametrize("content", [None, "", "uninitialized\n"])
 def test_without_a_machine_id_the_id_stays_with_the_directory(file: Path, machine: Path, content: str | None) -> None:
     machine.write_text(content) if content is not None else machine.unlink()
-    first = identity.establish(file, machine_id_files=[machine])
-    assert identity.establish(file, machine_id_files=[machine]).agent == first.agent
+    first = identity.establish(file, machine_id=partial(machine_id, [machine]))
+    assert identity.establish(file, machine_id=partial(machine_id, [machine])).agent == first.agent
     machine.write_text(MACHINE)
-    assert identity.establish(file, machine_id_files=[machine]).agent == first.agent
+    assert identity.establish(file, machine_id=partial(machine_id, [machine])).agent == first.agent
     machine.write_text("f" * 32)
-    assert identity.establish(file, machine_id_files=[machine]).agent != first.agent
+    assert identity.establish(file, machine_id=partial(machine_id, [machine])).agent != first.agent
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"id": "x"}', b'{"id": 5}', b"[]", b'{"id": "H-"}'])
@@ -69,9 +71,9 @@ def test_a_damaged_file_is_replaced_and_logged(
 ) -> None:
     file.parent.mkdir()
     file.write_bytes(content)
-    made = identity.establish(file, machine_id_files=[machine])
+    made = identity.establish(file, machine_id=partial(machine_id, [machine]))
     assert str(file) in caplog.text
-    assert identity.establish(file, machine_id_files=[machine]).agent == made.agent
+    assert identity.establish(file, machine_id=partial(machine_id, [machine])).agent == made.agent
 
 
 def test_a_configured_id_is_used_unchanged(file: Path) -> None:
@@ -82,7 +84,7 @@ def test_a_configured_id_is_used_unchanged(file: Path) -> None:
 def test_an_unwritable_directory_is_logged(tmp_path: Path, machine: Path, caplog: pytest.LogCaptureFixture) -> None:
     blocker = tmp_path / "file"
     blocker.touch()
-    made = identity.establish(blocker / "identity.json", machine_id_files=[machine])
+    made = identity.establish(blocker / "identity.json", machine_id=partial(machine_id, [machine]))
     assert made.agent.startswith("H")
     assert "valid for this run only" in caplog.text
     caplog.clear()
@@ -91,7 +93,7 @@ def test_an_unwritable_directory_is_logged(tmp_path: Path, machine: Path, caplog
 
 
 def test_nothing_but_the_identity_is_left_in_the_directory(file: Path, machine: Path) -> None:
-    identity.establish(file, machine_id_files=[machine])
+    identity.establish(file, machine_id=partial(machine_id, [machine]))
     assert [path.name for path in file.parent.iterdir()] == ["identity.json"]
 
 
@@ -99,6 +101,7 @@ def test_a_second_agent_gets_the_holder_of_the_directory(tmp_path: Path) -> None
     lock = tmp_path / "lock"
     holder = f"""
 import sys
+from functools import partial
 from pathlib import Path
 from zeek_agent.identity import only_one
 with only_one(Path({str(lock)!r})):

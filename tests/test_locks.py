@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 from acting import NOBODY, acting_as, locks_of_another_user, reachable_directory
 
-from zeek_agent import identity, locks
+from zeek_agent import identity
 from zeek_agent.collector.log_files import LOCK, LogDirectory
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.events import scratch
+from zeek_agent.platforms import flock as locks
 
 OLDER_AGENT = """
 import fcntl, os, sys, time
@@ -359,8 +360,7 @@ REMOVE_LEFTOVERS = """
 import sys
 from pathlib import Path
 from zeek_agent.events import scratch
-scratch._IN_MEMORY = Path(sys.argv[1])
-scratch.ScratchDirectory().close()
+scratch.ScratchDirectory(Path(sys.argv[1])).close()
 """
 
 
@@ -377,12 +377,11 @@ def test_a_pipe_among_scratch_directories_does_not_keep_the_agent_from_starting(
 
 
 @pytest.mark.root
-def test_scratch_directories_of_other_users_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scratch_directories_of_other_users_are_left_alone(tmp_path: Path) -> None:
     theirs = tmp_path / "zeek-agent-events-theirs"
     theirs.mkdir()
     os.chown(theirs, NOBODY, NOBODY)
-    monkeypatch.setattr(scratch, "_IN_MEMORY", tmp_path)
-    scratch.ScratchDirectory().close()
+    scratch.ScratchDirectory(tmp_path).close()
     assert theirs.exists()
 
 

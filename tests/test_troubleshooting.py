@@ -92,12 +92,33 @@ RELAYED: Final = {
     "recording/followed/followed_table.py: '; '.join([*lost, *self._notes.texts()]) or None",
     "recording/logins/logins.py: '; '.join((f'{name}: {reason}' for name, reason in reasons.items()))",
     "recording/logins/logins.py: f'{one.name}: {one.failure}'",
+    "recording/processes/eslogger.py: self._refused",  # of eslogger_errors.py
     "recording/sockets/conntrack.py: failure",
     "recording/sockets/ebpf_sockets.py: '; '.join(missing)",
     "recording/supervisor.py: failure",
     "results/result_file.py: str(found)",  # of SQLite
     "standalone.py: warning",  # of config.py
     "gateway_program.py: warning",  # of config.py
+    "platforms/named_pipes.py: 'kernel32'",  # of NotWindowsError, which makes the text
+    "platforms/winapi/__init__.py: 'FormatMessageW'",
+    "platforms/winapi/__init__.py: 'GetLastError'",
+    "platforms/winapi/__init__.py: ctypes.FormatError(number).strip()",  # of Windows
+    "platforms/winapi/accounts.py: 'winreg'",
+    "platforms/winapi/audit_policy.py: 'winreg'",
+    "platforms/winapi/channel_reader.py: 'EvtGetLogInfo'",
+    "platforms/winapi/event_log.py: 'EvtGetLogInfo'",
+    "platforms/winapi/event_log.py: 'EvtNext'",
+    "platforms/winapi/event_log.py: 'EvtRender'",
+    "platforms/winapi/event_log.py: 'GetLastError'",
+    "platforms/winapi/event_log.py: 'WaitForSingleObject'",
+    "platforms/winapi/event_log.py: call",
+    "platforms/winapi/files.py: 'msvcrt'",
+    "platforms/winapi/pipes.py: 'msvcrt'",
+    "platforms/winapi/registry.py: 'winreg'",
+    "platforms/winapi/services.py: 'kernel32'",
+    "recording/portable_snapshots.py: str(withheld)",  # of host/portable/sockets.py
+    "recording/windows/event_log_source.py: None if None in reasons else '; '.join(dict.fromkeys((reason for reason "
+    "in reasons if reason)))",
     "terminal/config_check.py: f'{message}; {advice}'",
     "zeek/protocol.py: envelope.code",  # of Zeek
     "zeek/session.py: f' ({times} times)' * (times > 1)",

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import re2
 
-from zeek_agent import access_defaults
+from zeek_agent import access_defaults, platforms
 from zeek_agent.config import AccessSettings
 from zeek_agent.errors import UsageError
 from zeek_agent.masking.masker import Masker
@@ -208,8 +208,8 @@ def _any_matches(names: Iterable[str], globs: Sequence[str]) -> bool:
 
 
 def normal(path: str) -> str:
-    """The absolute path without `.`, `..` and doubled slashes."""
-    return "/" + posixpath.normpath(path).lstrip("/")
+    """The absolute path without `.`, `..` and doubled slashes, in the form in which rules compare paths."""
+    return "/" + posixpath.normpath(platforms.HERE.comparable_path(path)).lstrip("/")
 
 
 def _is_own(path: str, own: str) -> bool:
@@ -248,7 +248,8 @@ class _PathRules:
         flags = "(?si)" if caseless else "(?s)"
         self._rules: list[tuple[bool, Any]] = []
         for negated, group in groupby(patterns, key=lambda pattern: pattern.startswith("!")):
-            regex = "|".join(glob_regex(pattern.removeprefix("!")) for pattern in group)
+            rules = (platforms.HERE.comparable_path(pattern.removeprefix("!")) for pattern in group)
+            regex = "|".join(map(glob_regex, rules))
             self._rules.insert(0, (not negated, re2.compile(f"{flags}{regex}")))
 
     def __bool__(self) -> bool:

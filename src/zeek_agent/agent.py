@@ -11,21 +11,22 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import apsw
 
-from zeek_agent import __version__, heap, identity, logbook, paths, service_manager
+from zeek_agent import __version__, heap, identity, logbook, paths, platforms, service_manager
 from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
 from zeek_agent.bpf import iterators, probe
 from zeek_agent.containment import agent_capabilities, needs
 from zeek_agent.containment.contained_database import ContainedDatabase
+from zeek_agent.containment.uncontained_database import UncontainedDatabase
 from zeek_agent.containment.usage import memory, recipient_of
 from zeek_agent.containment.worker_process import KillCause
 from zeek_agent.control.answers import answering
 from zeek_agent.control.server import ControlServer
-from zeek_agent.control.unix_listener import SocketNotCreatedError
+from zeek_agent.control_transport import NotListeningError
 from zeek_agent.destination import EMBEDDED, formerly_embedded, parse_all
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.events import reading
@@ -48,9 +49,10 @@ from zeek_agent.zeek.connection_errors import UnusableError
 if TYPE_CHECKING:
     from zeek_agent.bus.connection import BusConnection
     from zeek_agent.collector.embedded import EmbeddedCollector
+    from zeek_agent.collector.in_process import CollectorInProcess
     from zeek_agent.config import Config, MetricsSettings, SourceSettings
     from zeek_agent.containment.agent_capabilities import Dropped
-    from zeek_agent.containment.messages import Need
+    from zeek_agent.containment.messages import Need, Setup
     from zeek_agent.containment.pool import WorkerStatus
     from zeek_agent.destination import Destination
     from zeek_agent.identity import Identity
@@ -68,6 +70,8 @@ if TYPE_CHECKING:
     from zeek_agent.schema import Row
     from zeek_agent.table import Table
     from zeek_agent.zeek.lasting_connection import ConnectionStatus
+
+AgentsCollector: TypeAlias = "EmbeddedCollector | CollectorInProcess"
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +151,7 @@ class Agent:
         self._connections: list[ZeekConnection | BusConnection] = []
         self._running: dict[ZeekConnection | BusConnection, asyncio.Task[None]] = {}
         self._metrics: MetricsServer | None = None
-        self._collector: EmbeddedCollector | None = None
+        self._collector: AgentsCollector | None = None
         self._collector_instances: tuple[str, ...] = ()
         self._early = early
         self._records: Supervisor | None = None
@@ -167,18 +171,8 @@ class Agent:
             on_blocked_reader=self._end_readers,
             recorded_until=self._recorded_until,
         )
-        self.database = ContainedDatabase(
-            tables,
-            TableContext(self, access),
-            config.limits,
-            self.store,
-            setup=needs.worker_setup(config, places, self, self._started, own=self._own_tables),
-            need=self._answer_need,
-            directory=places.state,
-            osquery=self._describe_osquery,
-            iterators=lambda: iterators.loaded_iterators() is not None,
-        )
-        choose = partial(candidates, early=early, watchers=watchers, may_read=self._may_read)
+        self.database = self._open_database(tables, access)
+        choose = partial(candidates, early=early, watchers=watchers, may_read=self._may_read, state=places.state)
 
         def sources(settings: SourceSettings, masker: Masker | None) -> Mapping[str, Sequence[Source]]:
             return {**choose(settings, masker), **self._followed(self._own_tables)}
@@ -194,6 +188,25 @@ class Agent:
             formerly={str(EMBEDDED): formerly_embedded(config.collector.listen)},
         )
         self._parts = AsyncExitStack()
+
+    def _open_database(self, tables: Iterable[Table], access: AccessPolicy) -> ContainedDatabase | UncontainedDatabase:
+        context, limits = TableContext(self, access), self._config.limits
+        if not platforms.HERE.confines_workers:
+            return UncontainedDatabase(tables, context, limits, self.store, drain=self._drain)
+        return ContainedDatabase(
+            tables,
+            context,
+            limits,
+            self.store,
+            setup=self._worker_setup(self._config, self._own_tables),
+            need=self._answer_need,
+            directory=self._places.state,
+            osquery=self._describe_osquery,
+            iterators=lambda: iterators.loaded_iterators() is not None,
+        )
+
+    def _worker_setup(self, config: Config, own: Sequence[OwnTable], former: Setup | None = None) -> Setup:
+        return needs.worker_setup(config, self._places, self, self._started, former, own=own)
 
     def _may_read(self, path: str) -> bool:
         """Whether the access rules, as they are now, permit a file's hash."""
@@ -229,7 +242,7 @@ class Agent:
         """Start the parts, each after those that it needs; they end in the reverse order."""
         self._loop = asyncio.get_running_loop()
         log.info("zeek-agent %s, agent %s, state in %s", __version__, self.id, self._places.state)
-        if sys.platform == "linux" and not probe.is_built():
+        if platforms.HERE.key == "linux" and not probe.is_built():
             log.warning(
                 "this installation has no eBPF programs: short-lived processes and connections are missed. Install a "
                 "package or wheel that has them, or build with clang and libbpf-dev"
@@ -289,16 +302,21 @@ class Agent:
         self._announce(f"logs in {collector.logs}")
         self._start_collector(collector)
 
-    def _new_collector(self, config: Config) -> EmbeddedCollector:
+    def _new_collector(self, config: Config) -> AgentsCollector:
         """An embedded collector that is not started. Raises UsageError for a bad pack."""
         from zeek_agent.collector import pack
-        from zeek_agent.collector.embedded import EmbeddedCollector
 
         settings = config.collector
         queries = pack.load_all(settings.pack_names, schedule=settings.schedule)
+        if isinstance(self.database, UncontainedDatabase):
+            from zeek_agent.collector.in_process import CollectorInProcess
+
+            return CollectorInProcess(settings, queries)
+        from zeek_agent.collector.embedded import EmbeddedCollector
+
         return EmbeddedCollector(settings, queries, self.database.pool.start_collector)
 
-    def _start_collector(self, collector: EmbeddedCollector) -> None:
+    def _start_collector(self, collector: AgentsCollector) -> None:
         """Show its summary; its process starts when it is dialled."""
         from zeek_agent.collector.summary import show
 
@@ -339,7 +357,7 @@ class Agent:
         control = ControlServer(self._places.socket, self._config.control.group, answer)
         try:
             await control.start()
-        except SocketNotCreatedError as error:
+        except NotListeningError as error:
             log.warning("%s; commands cannot connect to this agent", error)
         else:
             self._parts.push_async_callback(control.stop)
@@ -614,7 +632,7 @@ class Agent:
             self._bridge.reserve(names)
         self.database.replace_own_tables([one.name for one in gone], tables, "it is not declared any more")
 
-    def _changed_collector(self, changes: Changes) -> EmbeddedCollector | None:
+    def _changed_collector(self, changes: Changes) -> AgentsCollector | None:
         """The embedded collector for a changed configuration or pack; None if the present one, if any, stays.
 
         Raises UsageError for a bad pack.
@@ -627,18 +645,19 @@ class Agent:
             return collector
         return None
 
-    def _changed_files(self, collector: EmbeddedCollector) -> Sequence[str]:
+    def _changed_files(self, collector: AgentsCollector) -> Sequence[str]:
         """What has changed although the settings have not: the file of the query pack."""
         now = self._collector
         return () if now is None or now.pack == collector.pack else ("collector.pack",)
 
     def _prepare(
-        self, changes: Changes, collector: EmbeddedCollector | None, own: Sequence[OwnTable]
+        self, changes: Changes, collector: AgentsCollector | None, own: Sequence[OwnTable]
     ) -> Callable[[], Awaitable[None]]:
         """Make what can fail before anything is changed. Raises ZeekAgentError. Returns what applies the changes."""
         config = changes.config
         access = AccessPolicy(config.access, paths.protected(config, self._places))
-        setup = needs.worker_setup(config, self._places, self, self._started, self.database.pool.setup, own=own)
+        former = self.database.pool.setup
+        setup = None if former is None else self._worker_setup(config, own, former)
         protects_others = access.protected != self.database.context.access.protected
         concerns_rows = protects_others or changes.concern_others("access.", "access.tables_")
 
@@ -660,7 +679,7 @@ class Agent:
 
         return apply
 
-    async def _reconnect(self, collector: EmbeddedCollector | None, *, goes: bool) -> None:
+    async def _reconnect(self, collector: AgentsCollector | None, *, goes: bool) -> None:
         """Connect with the settings as they are now, to another embedded collector if one is given; `goes` if the
         present one is not needed any more."""
         await self._disconnect()

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, TextIO
 
 import click
 
@@ -41,14 +41,22 @@ def _prepare_streams() -> None:
     while (null := os.open(os.devnull, os.O_RDWR)) <= 2:  # else a file opened later would be a standard stream
         os.set_inheritable(null, True)
     os.close(null)
-    sys.stdin = sys.stdin or open(0, errors="surrogateescape", closefd=False)  # noqa: SIM115
-    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
-    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    sys.stdin = sys.stdin or _opened(0, "r")
+    sys.stdout = sys.stdout or _opened(1, "w")
+    sys.stderr = sys.stderr or _opened(2, "w")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="backslashreplace")
+
+
+def _opened(descriptor: int, mode: Literal["r", "w"]) -> TextIO:
+    """A standard stream that Python has not opened; a service of Windows has descriptors that lead nowhere."""
+    try:
+        return open(descriptor, mode, encoding="utf-8", errors="surrogateescape", closefd=False)
+    except OSError:
+        return Path(os.devnull).open(mode, encoding="utf-8", errors="surrogateescape")
 
 
 def run_command(arguments: Sequence[str]) -> int:
@@ -207,6 +215,12 @@ def run(
         "log.level": log_level,
     }
 
+    return _run_agent(given, flags)
+
+
+def _run_agent(given: Given, flags: Mapping[str, object]) -> int:
+    """Run the agent with these settings of flags, by their dotted names; None for those that were not given."""
+
     def read() -> tuple[Config, Mapping[str, str], list[str]]:
         warnings: list[str] = []
         return *given.load(flags, warnings.append), warnings
@@ -221,8 +235,7 @@ def run(
     dropped = agent_capabilities.drop_for(first[0][0])
     early = bpf_objects.EarlyObjects(first[0][0].sources)
     try:
-        import asyncio
-
+        from zeek_agent import platforms
         from zeek_agent.agent import run_agent
         from zeek_agent.reload import Loaded
         from zeek_agent.terminal import config_check
@@ -235,7 +248,7 @@ def run(
                 config_check.check_contents(config)
             return Loaded(config, origins, warnings)
 
-        return asyncio.run(run_agent(load, early, dropped, hangup, watchers))
+        return platforms.HERE.run(run_agent(load, early, dropped, hangup, watchers))
     finally:
         early.close()
         if watchers is not None:
@@ -541,8 +554,8 @@ def collector(
     from zeek_agent.signals import HangupSignal
 
     hangup = HangupSignal()
-    import asyncio
 
+    from zeek_agent import platforms
     from zeek_agent.reload import Loaded
     from zeek_agent.standalone import run_collector
 
@@ -552,7 +565,7 @@ def collector(
         return Loaded(config, origins, warnings)
 
     try:
-        asyncio.run(run_collector(load, hangup))
+        platforms.HERE.run(run_collector(load, hangup))
     finally:
         hangup.ignore()
 
@@ -576,8 +589,8 @@ def gateway(given: Given, *, zeek: str | None, servers: Sequence[str], cluster: 
     from zeek_agent.signals import HangupSignal
 
     hangup = HangupSignal()
-    import asyncio
 
+    from zeek_agent import platforms
     from zeek_agent.gateway_program import run_gateway
     from zeek_agent.reload import Loaded
 
@@ -594,7 +607,7 @@ def gateway(given: Given, *, zeek: str | None, servers: Sequence[str], cluster: 
         return Loaded(config, origins, warnings)
 
     try:
-        asyncio.run(run_gateway(load, hangup))
+        platforms.HERE.run(run_gateway(load, hangup))
     finally:
         hangup.ignore()
 
@@ -689,7 +702,7 @@ def pack_zeek(*, file: Path | None, output: Path | None) -> None:
 
 @commands.group("service")
 def service_group() -> None:
-    """Install the agent as a systemd service, after an installation with pipx or uv."""
+    """Install the agent as a service of systemd, launchd or Windows, after an installation with pipx or uv."""
 
 
 @service_group.command("install")
@@ -698,13 +711,13 @@ def service_group() -> None:
 def service_install(*, gateway: bool, no_start: bool) -> None:
     """Write the systemd units for this program, and a configuration if there is none; enable and start the service.
 
-    A gateway is not started until `gateway.servers` and `gateway.cluster` are set. Run it again after an upgrade.
-    Distribution packages contain the units and do not need this.
+    On macOS, write the property list of a daemon for launchd; on Windows, create the service `ZeekAgent`. A gateway is
+    not started until `gateway.servers` and `gateway.cluster` are set. Run it again after an upgrade. Distribution
+    packages contain the units and do not need this.
     """
-    from zeek_agent.service import installation
+    from zeek_agent.service import managers
 
-    service = installation.Service(name=installation.GATEWAY_UNIT if gateway else installation.UNIT)
-    for line in service.install(installation.installed_program(), start=not no_start):
+    for line in managers.of_this_system(gateway=gateway).install(start=not no_start):
         click.echo(line)
 
 
@@ -712,14 +725,33 @@ def service_install(*, gateway: bool, no_start: bool) -> None:
 @click.option("--gateway", is_flag=True, help="The unit of `zeek-agent gateway`, not those of the agent.")
 @click.option("--purge", is_flag=True, help="Remove recorded events, logs and the configuration, too.")
 def service_uninstall(*, gateway: bool, purge: bool) -> None:
-    """Stop the service and remove the units that `service install` wrote."""
-    from zeek_agent.service import installation
+    """Stop the service and remove what `service install` has installed. `service remove` is the same."""
+    from zeek_agent.service import managers
 
     if gateway and purge:
         raise click.UsageError("--purge removes what an agent has; a gateway has nothing but the configuration")
-    service = installation.Service(name=installation.GATEWAY_UNIT if gateway else installation.UNIT)
-    for line in service.uninstall(purge=purge):
+    for line in managers.of_this_system(gateway=gateway).uninstall(purge=purge):
         click.echo(line)
+
+
+service_group.add_command(service_uninstall, "remove")
+
+
+@service_group.command("run", hidden=True)
+@_settings
+def service_run(given: Given) -> int:
+    """Run the agent as the Windows service; only the service control manager can do this."""
+    from zeek_agent import platforms
+
+    if platforms.HERE.key != "win32":
+        raise UsageError("this is for Windows: `zeek-agent run` runs the agent")
+    from zeek_agent.service import windows_service
+
+    def work() -> int:
+        config, _ = given.load()
+        return _run_agent(given, {} if config.log.file else {"log.file": windows_service.LOG_FILE})
+
+    return windows_service.run(work)
 
 
 @commands.command("files-helper", hidden=True)

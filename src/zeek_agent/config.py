@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias, cast, 
 import msgspec
 from msgspec import Meta, Struct
 
-from zeek_agent import access_defaults, directories, files_defaults, setting_types
+from zeek_agent import access_defaults, files_defaults, platforms, setting_types
 from zeek_agent.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -295,11 +295,14 @@ class SourceSettings(Section, frozen=True):
     """Event sources."""
 
     processes: Annotated[
-        Literal["auto", "ebpf", "proc_connector", "audit", "snapshots", "off"],
-        Meta(description="backend for process events; `auto` selects the best available"),
+        Literal["auto", "ebpf", "proc_connector", "audit", "eslogger", "sysmon", "security", "snapshots", "off"],
+        Meta(
+            description="backend for process events; `auto` selects the best available. `eslogger` is that of macOS, "
+            "`sysmon` and `security` are those of Windows"
+        ),
     ] = "auto"
     sockets: Annotated[
-        Literal["auto", "ebpf", "inet_diag", "audit", "snapshots", "off"],
+        Literal["auto", "ebpf", "inet_diag", "audit", "sysmon", "security", "snapshots", "off"],
         Meta(description="backend for socket events; `auto` selects the best available"),
     ] = "auto"
     translations: Annotated[
@@ -307,13 +310,24 @@ class SourceSettings(Section, frozen=True):
         Meta(description="backend for address translation (NAT), for the `translated_` columns of socket events"),
     ] = "auto"
     system_logs: Annotated[
-        Literal["auto", "journal", "syslog", "off"],
+        Literal["auto", "journal", "syslog", "unified_log", "event_log", "off"],
         Meta(
-            description="backend for the system log; `auto` selects the journal, or else the files of a syslog daemon"
+            description="backend for the system log; `auto` selects the journal, or else the files of a syslog daemon; "
+            "on macOS the unified log, on Windows its event logs"
         ),
     ] = "auto"
+    log_predicate: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=4_096,
+            pattern=r"^[^\0]+$",
+            description="entries of macOS's unified log to record, as for `log stream --predicate`; it has hundreds of "
+            "entries per second on a busy Mac",
+        ),
+    ] = 'eventType == "logEvent" OR eventType == "lossEvent"'
     dns: Annotated[
-        Literal["auto", "ebpf", "off"],
+        Literal["auto", "ebpf", "sysmon", "off"],
         Meta(description="backend for name lookups; `auto` selects the best available"),
     ] = "auto"
     dns_ports: Annotated[
@@ -358,10 +372,10 @@ class SourceSettings(Section, frozen=True):
         ),
     ] = 67_108_864
     logins: Annotated[
-        Literal["auto", "combined", "journal", "syslog", "audit", "wtmp", "kernel", "off"],
+        Literal["auto", "combined", "journal", "syslog", "audit", "wtmp", "kernel", "security", "off"],
         Meta(
             description="backend for logins; `auto` and `combined` merge what all of them know, any other is one of "
-            "them alone"
+            "them alone; on Windows only `security`"
         ),
     ] = "auto"
     syslog_files: Annotated[
@@ -389,7 +403,7 @@ class SourceSettings(Section, frozen=True):
         tuple[str, ...],
         Meta(
             description="ignore processes that execute one of these files (full paths) in the host's mount namespace, "
-            "from the start of recording on and only with eBPF; see docs/security.md"
+            "from the start of recording on and only with eBPF, or eslogger on macOS; see docs/security.md"
         ),
     ] = ()
     ignore_uids: Annotated[tuple[int, ...], Meta(description="ignore processes of these users")] = ()
@@ -766,7 +780,7 @@ def config_file(path: Path | None, environment: Mapping[str, str]) -> Path | Non
         path = Path(named)
     if path is not None:
         return path
-    default = directories.default_config(environment)
+    default = platforms.HERE.configuration_file(environment)
     return default if os.access(default, os.F_OK) else None
 
 

@@ -5,7 +5,6 @@ A test of a plug-in needs one line for each table: `assert contract.problems(tab
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import math
 import os
@@ -13,11 +12,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from zeek_agent import platforms
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings, LimitSettings
 from zeek_agent.database.database import Database, Lane, Profile
 from zeek_agent.errors import SqlError
 from zeek_agent.host.files.reads import FileReads
+from zeek_agent.platforms import Platform
 from zeek_agent.schema import Row, Value, ZeekType
 from zeek_agent.table import Constraints, LookupTable, Table, TableContext
 from zeek_agent.tables import builtin_tables
@@ -74,7 +75,7 @@ class NoAgent:
         return ()
 
 
-def rows(table: Table, *arguments: Value) -> list[dict[str, Value]]:
+def rows(table: Table, *arguments: Value, platform: Platform = platforms.HERE) -> list[dict[str, Value]]:
     """The rows that a snapshot table yields now, by column. `arguments` are those of its parameters, in order.
 
     Its function runs in this process, with the privileges of the test and without the limits of an agent. If columns
@@ -83,13 +84,13 @@ def rows(table: Table, *arguments: Value) -> list[dict[str, Value]]:
     given = {parameter.name: parameter.default for parameter in table.parameters}
     given.update(zip(given, arguments, strict=False))  # type: ignore[arg-type]
     names = [column.name for column in table.columns]
-    context = TableContext(NoAgent([table]), _access(table), FileReads())
+    context = TableContext(NoAgent([table]), _access(table), FileReads(), platform=platform)
     equal = {name: frozenset([value]) for name, value in _exemplary(table).items()}
     wanted = Constraints(context, given, equal, columns=frozenset(names))
     return [dict(zip(names, row, strict=True)) for row in table.rows(wanted)]
 
 
-def problems(table: Table, arguments: Sequence[Value] = ()) -> list[str]:
+def problems(table: Table, arguments: Sequence[Value] = (), platform: Platform = platforms.HERE) -> list[str]:
     """Everything in which the table breaks its contract; empty if it is sound.
 
     The declaration is complete and documented; each row that the table yields now obeys it; SQL shows the declared
@@ -98,10 +99,10 @@ def problems(table: Table, arguments: Sequence[Value] = ()) -> list[str]:
     found = [*undocumented(table)]
     if table.kind == "snapshot":
         try:
-            found += [text for row in rows(table, *arguments) for text in misfits(table, row)]
+            found += [text for row in rows(table, *arguments, platform=platform) for text in misfits(table, row)]
         except ValueError as error:
             found.append(f"a row has too few or too many values: {error}")
-    return [*found, *asyncio.run(_sql_problems(table, arguments))]
+    return [*found, *platforms.HERE.run(_sql_problems(table, arguments, platform))]
 
 
 def undocumented(table: Table) -> Iterator[str]:
@@ -142,8 +143,9 @@ def fits(zeek_type: ZeekType, cell: Any) -> bool:
     return is_unique and all(fits(zeek_type.element, member) for member in members)
 
 
-async def _sql_problems(table: Table, arguments: Sequence[Value]) -> list[str]:
-    database = Database([*builtin_tables(), table], TableContext(NoAgent([table]), _access(table)), LimitSettings())
+async def _sql_problems(table: Table, arguments: Sequence[Value], platform: Platform) -> list[str]:
+    context = TableContext(NoAgent([table]), _access(table), platform=platform)
+    database = Database([*builtin_tables(platform.key), table], context, LimitSettings())
     try:
         return [text async for text in _sql_checks(database, table, arguments)]
     finally:

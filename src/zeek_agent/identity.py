@@ -1,7 +1,7 @@
 """Identity of the agent: a permanent id, an id of this start, and a lock that makes it the only agent here.
 
-The agent id is kept in the state directory together with a keyed hash of the machine id (machine-id(5)), so that a
-cloned image gets an id of its own. Without a machine id (some containers) the agent id is bound to the directory only.
+The agent id is kept in the state directory together with a keyed hash of the machine id, so that a cloned image gets an
+id of its own. Without a machine id (some containers) the agent id is bound to the directory only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +20,11 @@ from typing import Final
 
 import msgspec
 
-from zeek_agent import locks
+from zeek_agent import platforms
 from zeek_agent.errors import ZeekAgentError
+from zeek_agent.file_lock import EXPOSURE_ADVICE, LockHeldError
 
 log = logging.getLogger(__name__)
-
-MACHINE_ID_FILES: Final = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 
 STATE_MODE: Final = 0o711
 """Mode of a state directory: its control socket is reachable, and each file is protected by its own mode."""
@@ -50,7 +49,7 @@ class _Stored(msgspec.Struct, frozen=True):
 
 
 def establish(
-    file: Path, configured: str | None = None, machine_id_files: Sequence[Path] = MACHINE_ID_FILES
+    file: Path, configured: str | None = None, machine_id: Callable[[], str | None] = platforms.HERE.machine_id
 ) -> Identity:
     """The identity of a starting agent: read from `file`, or generated and stored there.
 
@@ -61,7 +60,7 @@ def establish(
     if configured is not None:
         return Identity(configured, instance)
     stored = read(file)
-    machine = machine_hash(machine_id_files)
+    machine = _hashed(machine_id())
     if stored is not None and stored.machine is not None and machine is not None and stored.machine != machine:
         log.warning("%s was created on another machine; generating a new agent id", file)
         stored = None
@@ -101,16 +100,11 @@ def new_id(prefix: str) -> str:
     return prefix + (digits or "0")
 
 
-def machine_hash(files: Sequence[Path] = MACHINE_ID_FILES) -> str | None:
+def _hashed(machine_id: str | None) -> str | None:
     """A hash that does not reveal the machine id, as machine-id(5) requires; None if there is none."""
-    for file in files:
-        try:
-            text = file.read_text("ascii").strip()
-        except (OSError, UnicodeDecodeError):
-            continue
-        if re.fullmatch("[0-9a-f]{32}", text):
-            return hmac.new(text.encode(), b"zeek-agent identity", hashlib.sha256).hexdigest()[:32]
-    return None
+    if machine_id is None:
+        return None
+    return hmac.new(machine_id.encode(), b"zeek-agent identity", hashlib.sha256).hexdigest()[:32]
 
 
 def _write(file: Path, stored: _Stored) -> None:
@@ -118,7 +112,7 @@ def _write(file: Path, stored: _Stored) -> None:
     import tempfile
 
     try:
-        file.parent.mkdir(parents=True, exist_ok=True, mode=STATE_MODE)
+        platforms.HERE.make_private_directory(file.parent, STATE_MODE)
         descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=".identity-")
         try:
             with os.fdopen(descriptor, "wb") as out:
@@ -142,13 +136,13 @@ def only_one(file: Path) -> Iterator[None]:
     """
     directory = file.parent
     try:
-        directory.mkdir(parents=True, exist_ok=True, mode=STATE_MODE)
-        if reason := locks.directory_exposure(directory):
-            raise ZeekAgentError(f"the state directory {reason}: {locks.EXPOSURE_ADVICE} or choose another --state-dir")
-        if reason := locks.group_exposure(directory):
+        platforms.HERE.make_private_directory(directory, STATE_MODE)
+        if reason := platforms.HERE.directory_exposure(directory):
+            raise ZeekAgentError(f"the state directory {reason}: {EXPOSURE_ADVICE} or choose another --state-dir")
+        if reason := platforms.HERE.group_exposure(directory):
             log.warning("the state directory %s, who can replace the agent's files: chmod g-w it", reason)
-        lock = locks.acquire_lock(file)
-    except locks.LockHeldError as error:
+        lock = platforms.HERE.acquire_lock(file)
+    except LockHeldError as error:
         raise ZeekAgentError(
             f"another agent{error.holder} uses {directory}; stop it or choose another --state-dir"
         ) from None

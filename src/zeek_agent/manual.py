@@ -14,8 +14,9 @@ from typing import Final
 import click
 from click import shell_completion
 
-from zeek_agent import config, directories, paths
+from zeek_agent import config
 from zeek_agent.cli import NAME, commands
+from zeek_agent.platforms.linux import Linux
 
 COMPLETIONS: Final = {"bash": f"{NAME}.bash", "zsh": f"_{NAME}", "fish": f"{NAME}.fish"}
 """File names by shell."""
@@ -23,9 +24,9 @@ _VARIABLE: Final = "_ZEEK_AGENT_COMPLETE"
 """The environment variable by which click's completion scripts call the program."""
 _LONG_DEFAULT: Final = 200
 _FILES: Final = (
-    (str(directories.SYSTEM_CONFIG), "configuration of root's agent"),
-    (str(paths.SYSTEM_STATE), "identity, recorded events and delivery states"),
-    (str(paths.SYSTEM_SOCKET), "control socket of root's agent"),
+    (str(Linux.system_configuration), "configuration of root's agent"),
+    (str(Linux.system_state), "identity, recorded events and delivery states"),
+    (str(Linux.system_control), "control socket of root's agent"),
     ("/var/log/zeek-agent/logs", "logs of the embedded collector, if the agent is a service"),
 )
 
@@ -76,7 +77,7 @@ def configuration_page() -> str:
         ".SH NAME",
         f"{_text(NAME)}.toml \\- configuration of the Zeek Agent",
         ".SH SYNOPSIS",
-        f".I {_text(str(directories.SYSTEM_CONFIG))}",
+        f".I {_text(str(Linux.system_configuration))}",
         ".SH DESCRIPTION",
         "A TOML file. Every setting has a default; unknown keys and invalid values are errors, which",
         r".B zeek\-agent config check",

@@ -38,7 +38,7 @@ _CAN_WALK: Final = hasattr(os, "O_PATH")
 """On other systems only the file itself is checked."""
 _DIRECTORY: Final = _flags("PATH", "DIRECTORY", "CLOEXEC")
 _LOOK: Final = _flags("PATH", "NOFOLLOW", "CLOEXEC")
-_APPEND: Final = _flags("WRONLY", "APPEND", "CLOEXEC")
+_APPEND: Final = _flags("WRONLY", "APPEND", "CLOEXEC", "BINARY")
 _UNAMBIGUOUS: Final = _flags("NOFOLLOW", "NONBLOCK")
 """Do not follow a link, or wait for the reader of a pipe."""
 _WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
@@ -108,7 +108,7 @@ def open_directory(path: Path) -> int:
 
 def read_log(path: Path) -> int:
     """A descriptor that reads an existing regular file. Raises OSError."""
-    return os.open(path, os.O_RDONLY | _flags("CLOEXEC") | _UNAMBIGUOUS)
+    return os.open(path, os.O_RDONLY | _flags("CLOEXEC", "BINARY") | _UNAMBIGUOUS)
 
 
 def narrow_log(descriptor: int) -> None:
@@ -227,7 +227,7 @@ def _append(place: _Place) -> int:
         if not own:
             _require_own(place, os.fstat(found))
         narrow_log(found)
-        if _UNAMBIGUOUS:
+        if hasattr(os, "set_blocking") and _UNAMBIGUOUS:
             os.set_blocking(found, True)
     except OSError:
         os.close(found)

@@ -1,7 +1,7 @@
 """Locations of configuration, state directory, control socket and history.
 
-Root uses the system's directories, everybody else the XDG base directories. If a state directory is set, the control
-socket is in it. `make run` sets one in its clone, where the commands of the clone's program look first.
+Root uses the system's directories, everybody else those of their own (`platforms`). If a state directory is set, the
+control socket is in it. `make run` sets one in its clone, where the commands of the clone's program look first.
 """
 
 from __future__ import annotations
@@ -12,16 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from zeek_agent.directories import NAME, is_root, xdg_directory
+from zeek_agent import platforms
+from zeek_agent.platforms import Platform
 
 if TYPE_CHECKING:
     from zeek_agent.config import Config
 
-SOCKET: Final = "zeek-agent.sock"
 FLEET_FILES: Final = ("agent.creds", "client.pem", "client.key", "pending.seed", "enrolment.json")
 """Files in the directory `Paths.fleet`; `fleet/enrolled.py` describes them."""
-SYSTEM_STATE: Final = Path("/var/lib/zeek-agent")
-SYSTEM_SOCKET: Final = Path("/run/zeek-agent") / SOCKET
 SOURCE: Final = Path(__file__).resolve().parents[2]
 """The clone, if the program runs from one."""
 
@@ -62,27 +60,22 @@ class Paths:
         return self.state / "results.db"
 
 
-def locate(config: Config, environment: Mapping[str, str] = os.environ) -> Paths:
+def locate(config: Config, environment: Mapping[str, str] = os.environ, platform: Platform = platforms.HERE) -> Paths:
     """The locations for a configuration and the current user."""
-    own_state = xdg_directory(environment, "XDG_STATE_HOME", ".local/state")
+    own_state = platform.user_state(environment)
     if config.state_dir is not None:
         state = Path(config.state_dir).expanduser().absolute()
     else:
-        state = SYSTEM_STATE if is_root() else own_state
+        state = platform.state_directory(environment)
     if config.control.socket is not None:
-        socket = Path(config.control.socket).expanduser().absolute()
-        sockets: tuple[Path, ...] = (socket,)
+        sockets: tuple[Path, ...] = (platform.control_setting(config.control.socket),)
     elif config.state_dir is not None:
-        socket = state / SOCKET
-        sockets = (socket,)
-    elif is_root():
-        socket = SYSTEM_SOCKET
-        sockets = (socket,)
+        sockets = (platform.control_of(state),)
+    elif platform.is_privileged():
+        sockets = (platform.system_control,)
     else:
-        runtime = environment.get("XDG_RUNTIME_DIR")
-        socket = (Path(runtime) / NAME if runtime else state) / SOCKET
-        sockets = (socket, SYSTEM_SOCKET)
-    return Paths(state, socket, sockets, own_state / "history")
+        sockets = (platform.user_control(environment, state), platform.system_control)
+    return Paths(state, sockets[0], sockets, own_state / "history")
 
 
 def locate_for_commands(config: Config, environment: Mapping[str, str] = os.environ, source: Path = SOURCE) -> Paths:
@@ -95,7 +88,7 @@ def locate_for_commands(config: Config, environment: Mapping[str, str] = os.envi
         return places
     states = states_of_clone(source)
     stored = (state for state in states if os.access(state / "events.db", os.R_OK))
-    sockets = (*(state / SOCKET for state in states), *places.sockets)
+    sockets = (*(platforms.HERE.control_of(state) for state in states), *places.sockets)
     return replace(places, state=next(stored, places.state), sockets=sockets)
 
 
@@ -104,7 +97,7 @@ def states_of_clone(source: Path = SOURCE) -> list[Path]:
     if not (source / "packaging/run.sh").exists():
         return []
     states = [state for state in (source / "state", *sorted(source.glob("state-*"))) if state.is_dir()]
-    return sorted(states, key=lambda state: state.stat().st_uid != os.geteuid())
+    return sorted(states, key=lambda state: state.stat().st_uid != platforms.HERE.user_id())
 
 
 def protected(config: Config, places: Paths) -> tuple[str, ...]:

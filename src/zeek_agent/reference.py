@@ -12,22 +12,21 @@ import inspect
 import itertools
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, get_args
+from typing import Final
 
 import click
 
-from zeek_agent import config, directories, manual, paths
+from zeek_agent import config, manual
 from zeek_agent.access_defaults import CONTENTS_PRIVATE, CONTENTS_PUBLIC, LOCAL_FILE_SYSTEMS, PATHS_DENY
-from zeek_agent.collector import pack_file
-from zeek_agent.collector.agents import AgentState
 from zeek_agent.database.functions import BUILT_IN, FUNCTIONS
 from zeek_agent.database.sandbox import PRAGMAS, TABLE_FUNCTIONS
 from zeek_agent.database.time_columns import TIME_AGGREGATES
 from zeek_agent.database.versions import COLLATIONS
 from zeek_agent.masking.programs import PROGRAMS, Program
-from zeek_agent.metrics import agent_metrics, collector_metrics, gateway_metrics
+from zeek_agent.platforms.linux import Linux
+from zeek_agent.reference_parts import markdown_table, replaced, with_logs, with_macos_records, with_metrics
 from zeek_agent.reload import LIVE
 from zeek_agent.schema import Column
 from zeek_agent.service.example import example_configuration, section_summary
@@ -46,17 +45,6 @@ LISTS_BEGIN: Final = "<!-- lists: generated -->\n"
 LISTS_END: Final = "<!-- lists: end -->\n"
 PROGRAMS_BEGIN: Final = "<!-- programs: generated -->\n"
 PROGRAMS_END: Final = "<!-- programs: end -->\n"
-LOGS_BEGIN: Final = "<!-- logs: generated -->\n"
-LOGS_END: Final = "<!-- logs: end -->\n"
-METRICS_BEGIN: Final = "<!-- metrics: generated -->\n"
-METRICS_END: Final = "<!-- metrics: end -->\n"
-LINES: Final = {
-    "Events": "each event, from agents that record events",
-    "Differences": "rows that appeared (`new`) and disappeared (`gone`) between two runs",
-    "SnapshotPlusDifferences": "all rows once, then those that appeared (`new`) and disappeared (`gone`)",
-    "Snapshots": "all rows, each time",
-}
-"""What a line of a log is, by the subscription of its queries."""
 LISTED_BY: Final = {"access.paths_deny": "security.md#never-read"}
 """Settings whose default is too long for a cell, and where it is printed."""
 
@@ -66,14 +54,9 @@ def main(arguments: Sequence[str]) -> int:
     check = "--check" in arguments
     root = Path(next((argument for argument in arguments if not argument.startswith("-")), "."))
     wanted = pages()
-    if (readme := root / "README.md").exists():
-        wanted["README.md"] = with_tables(readme.read_text())
-    if (security := root / "docs/security.md").exists():
-        wanted["docs/security.md"] = with_lists(security.read_text())
-    if (collector := root / "docs/collector.md").exists():
-        wanted["docs/collector.md"] = with_logs(collector.read_text())
-    if (metrics := root / "docs/metrics.md").exists():
-        wanted["docs/metrics.md"] = with_metrics(metrics.read_text())
+    for path, filled in FILLED.items():
+        if (page := root / path).exists():
+            wanted[path] = filled(page.read_text())
     stale = [path for path, text in wanted.items() if not _is(root / path, text)]
     for path in stale:
         if check:
@@ -88,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
 def with_tables(readme: str) -> str:
     """The README with the current list of tables."""
     rows = [(f"[{table.name}](docs/tables.md#{table.name})", table.summary) for table in agent_tables()]
-    return _replaced(readme, README_BEGIN, README_END, _markdown_table(("Table", "Rows"), rows))
+    return replaced(readme, README_BEGIN, README_END, markdown_table(("Table", "Rows"), rows))
 
 
 def with_lists(security: str) -> str:
@@ -104,46 +87,26 @@ def with_lists(security: str) -> str:
         ("File systems", "File system types that are entered:", sorted(LOCAL_FILE_SYSTEMS)),
     )
     text = "\n\n".join(f"### {title}\n\n{lead}\n\n```\n{_filled(entries)}\n```" for title, lead, entries in lists)
-    security = _replaced(security, LISTS_BEGIN, LISTS_END, text)
+    security = replaced(security, LISTS_BEGIN, LISTS_END, text)
     masked = (program for program in PROGRAMS if not _is_only_plain(program))
     names = sorted(
         {name for program in masked for name in program.names.split()}, key=lambda name: (name.lower(), name)
     )
-    return _replaced(security, PROGRAMS_BEGIN, PROGRAMS_END, f"```\n{_filled(names)}\n```")
+    return replaced(security, PROGRAMS_BEGIN, PROGRAMS_END, f"```\n{_filled(names)}\n```")
 
 
 def _is_only_plain(program: Program) -> bool:
     return not (program.secrets or program.positional or program.follows or program.last_with or program.settings)
 
 
-def with_logs(collector: str) -> str:
-    """The collector's page with the logs of the default pack."""
-    file, _ = pack_file.load()
-    rows = [("`zeek-agent.log`", "Agents", ", ".join(f"`{state}`" for state in get_args(AgentState)))]
-    for path, log in file.logs.items():
-        if queries := file.queries_for("collector", path):
-            subscription = queries[0][1].subscription or file.subscription
-            rows.append((f"`{path}.log`", log.summary, LINES[subscription]))
-    rows.append(
-        ("`reporter.log`", "Errors", "errors reported by agents, invalid messages, and agent ids that are used twice")
-    )
-    return _replaced(collector, LOGS_BEGIN, LOGS_END, _markdown_table(("Log", "Content", "Lines"), rows))
-
-
-def with_metrics(metrics: str) -> str:
-    """The page of the metrics with their list."""
-    parts = []
-    for title, families in (
-        ("Agent", agent_metrics.FAMILIES),
-        ("Collector", collector_metrics.FAMILIES),
-        ("Gateway", gateway_metrics.FAMILIES),
-    ):
-        rows = [
-            (f"`{one.name}`", one.kind, ", ".join(f"`{label}`" for label in one.labels), one.meaning)
-            for one in families
-        ]
-        parts.append(f"### {title}\n\n{_markdown_table(('Metric', 'Type', 'Labels', 'Meaning'), rows)}")
-    return _replaced(metrics, METRICS_BEGIN, METRICS_END, "\n\n".join(parts))
+FILLED: Final[Mapping[str, Callable[[str], str]]] = {
+    "README.md": with_tables,
+    "docs/security.md": with_lists,
+    "docs/collector.md": with_logs,
+    "docs/metrics.md": with_metrics,
+    "docs/platforms.md": with_macos_records,
+}
+"""Pages with generated parts."""
 
 
 def _filled(entries: Iterable[str]) -> str:
@@ -151,12 +114,6 @@ def _filled(entries: Iterable[str]) -> str:
     words = [f'"{entry}"' if " " in entry else entry for entry in entries]
     lines = textwrap.wrap("  ".join(word.replace(" ", "\0") for word in words), 110, break_on_hyphens=False)
     return "\n".join(lines).replace("\0", " ")
-
-
-def _replaced(page: str, begin: str, end: str, text: str) -> str:
-    before, _, rest = page.partition(begin)
-    _, _, after = rest.partition(end)
-    return f"{before}{begin}{text}\n{end}{after}"
 
 
 def pages() -> dict[str, str]:
@@ -197,7 +154,7 @@ def tables_page(tables: Iterable[Table]) -> str:
         "`json_each` and `->>`. A result column that is a table's column keeps its type; the alias of an expression "
         'can declare its type: `SELECT max(pid) AS "pid:count"`. Any value can be null. Columns marked ⁺ are not part '
         "of `SELECT *` for a stock Zeek package, which expects exactly the others; columns marked ⁻ of no `SELECT *`.",
-        _markdown_table(("Table", "Rows", "Kind", "Platforms", "Columns"), overview),
+        markdown_table(("Table", "Rows", "Kind", "Platforms", "Columns"), overview),
     ]
     parts += [_table_section(table) for table in tables]
     return "\n\n".join(parts) + "\n"
@@ -213,7 +170,7 @@ def osquery_tables_page(tables: Iterable[Table]) -> str:
         "Tables of osquery that the agent has itself, with osquery's columns and values, on Linux. "
         "[osquery](osquery.md) tells how to reach them and what differs. Times are whole seconds since the epoch. "
         "Columns marked ⁻ are not part of `SELECT *`; one of those marked * must have a value.",
-        _markdown_table(("Table", "Rows"), overview),
+        markdown_table(("Table", "Rows"), overview),
     ]
     parts += [_osquery_section(table) for table in tables]
     return "\n\n".join(parts) + "\n"
@@ -235,7 +192,7 @@ def _osquery_section(table: Table) -> str:
     parts = [
         f"## {table.osquery_name}",
         f"{_sentence(table.summary)} {table.description}{name}",
-        _markdown_table(("Column", "Type", "Meaning"), columns),
+        markdown_table(("Column", "Type", "Meaning"), columns),
         f"Always null on Linux: {', '.join(foreign)}." if foreign else "",
         "```sql\n" + "\n".join(f"{example};" for example in table.examples) + "\n```",
         privileges,
@@ -250,8 +207,8 @@ def _table_section(table: Table) -> str:
         arguments = [(f"`{one.column}`", str(one.zeek_type), parameter_summary(one)) for one in table.parameters]
         names = ", ".join(one.name for one in table.parameters)
         parts.append(f"Use as `{table.name}({names})`, or with these columns in `WHERE`:")
-        parts.append(_markdown_table(("Parameter", "Type", "Meaning"), arguments))
-    parts.append(_markdown_table(("Column", "Type", "Meaning"), columns))
+        parts.append(markdown_table(("Parameter", "Type", "Meaning"), arguments))
+    parts.append(markdown_table(("Column", "Type", "Meaning"), columns))
     if table.examples:
         parts.append("```sql\n" + "\n".join(f"{example};" for example in table.examples) + "\n```")
     parts.append(f"<details><summary>Zeek record</summary>\n\n```zeek\n{zeek_record(table)}```\n\n</details>")
@@ -279,13 +236,13 @@ def sql_page() -> str:
         "functions, JSON. Statements that would write, attach a file, load code or change a setting are refused. "
         "String literals can be in double quotes, for compatibility with scripts for version 2.",
         "## Agent functions",
-        _markdown_table(("Function", "Result"), own),
+        markdown_table(("Function", "Result"), own),
         "Patterns use RE2, whose run time is linear in the length of the text.",
         "## Functions of osquery",
         "osquery's functions that read only their arguments. The result is NULL if an argument is, unless noted. Those "
         "above and SQLite's that osquery has under the same name can differ: see "
         "[osquery](osquery.md#functions-and-collations).",
-        _markdown_table(("Function", "Result"), of_osquery),
+        markdown_table(("Function", "Result"), of_osquery),
         "Collations for version numbers: "
         + ", ".join(f"`{name}`" for name in COLLATIONS)
         + ". They order texts as `version_compare` does with the flavor of that name: "
@@ -352,7 +309,7 @@ def cli_page() -> str:
         "terminal are shown in a pager. A file of `.output` is created readable only by its owner, and overwritten "
         "if it exists. Reports of repeated queries begin with a line with their time, in JSON they have a key `time`; "
         "CSV has no times.",
-        _markdown_table(
+        markdown_table(
             ("Command", "Purpose"),
             [(f"`{command.usage}`", command.summary) for command in COMMANDS.values()],
         ),
@@ -384,7 +341,7 @@ def _command_section(command: click.Command, path: str) -> str:
     usage = " ".join([path, *command.collect_usage_pieces(context)])
     options = [_option_row(option, context) for option in command.params if isinstance(option, click.Option)]
     parts = [f"## {path}", f"```\n{usage}\n```", inspect.cleandoc(command.help or "")]
-    return "\n\n".join([*parts, _markdown_table(("Option", "Meaning"), options)])
+    return "\n\n".join([*parts, markdown_table(("Option", "Meaning"), options)])
 
 
 def _option_row(option: click.Option, context: click.Context) -> tuple[str, str]:
@@ -406,7 +363,7 @@ def configuration_page(renamed: Mapping[str, str] = config.RENAMED) -> str:
         "`ZEEK_AGENT_ZEEK` is an alias for the destinations; "
         "lists are separated by spaces or commas, or written as JSON; an empty variable counts as unset;\n"
         "3. the TOML file named by `--config` or `ZEEK_AGENT_CONFIG`, or else "
-        f"`{directories.SYSTEM_CONFIG}` for root and `$XDG_CONFIG_HOME/zeek-agent/zeek-agent.toml` for other users, "
+        f"`{Linux.system_configuration}` for root and `$XDG_CONFIG_HOME/zeek-agent/zeek-agent.toml` for other users, "
         "if it exists;\n"
         "4. the default.",
         "Unknown keys and invalid values are errors. `zeek-agent config check` reports all of them, and prints the "
@@ -433,11 +390,11 @@ def configuration_page(renamed: Mapping[str, str] = config.RENAMED) -> str:
         "events since then that are still stored. An agent that was started on a terminal ends when that is closed, "
         "which is also signalled by SIGHUP.",
         "## Locations",
-        _markdown_table(
+        markdown_table(
             ("", "root", "other users"),
             [
-                ("state directory", f"`{paths.SYSTEM_STATE}`", "`$XDG_STATE_HOME/zeek-agent`"),
-                ("control socket", f"`{paths.SYSTEM_SOCKET}`", "`$XDG_RUNTIME_DIR/zeek-agent/zeek-agent.sock`"),
+                ("state directory", f"`{Linux.system_state}`", "`$XDG_STATE_HOME/zeek-agent`"),
+                ("control socket", f"`{Linux.system_control}`", "`$XDG_RUNTIME_DIR/zeek-agent/zeek-agent.sock`"),
                 ("shell history", "`$XDG_STATE_HOME/zeek-agent/history`", "the same"),
             ],
         ),
@@ -461,7 +418,7 @@ def configuration_page(renamed: Mapping[str, str] = config.RENAMED) -> str:
             )
             for one in settings
         ]
-        parts.append(_markdown_table(("Key", "Meaning", "Value", "Default"), rows))
+        parts.append(markdown_table(("Key", "Meaning", "Value", "Default"), rows))
     return "\n\n".join(parts) + "\n"
 
 
@@ -474,13 +431,7 @@ def _default(one: config.Setting) -> str:
 def _renamed_section(renamed: Mapping[str, str]) -> Iterator[str]:
     if renamed:
         yield "## Renamed settings"
-        yield _markdown_table(("Old name", "Name"), [(f"`{old}`", f"`{new}`") for old, new in renamed.items()])
-
-
-def _markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    lines += ["| " + " | ".join(cell.replace("\n", " ").replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join(lines)
+        yield markdown_table(("Old name", "Name"), [(f"`{old}`", f"`{new}`") for old, new in renamed.items()])
 
 
 def _platforms(table: Table) -> str:

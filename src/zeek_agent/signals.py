@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from zeek_agent import platforms
+
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
@@ -25,32 +27,32 @@ def stop_signals() -> Iterator[asyncio.Future[str]]:
         if not stopped.done():
             stopped.set_result(name)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop, number.name)
-    # A full pipe wakes the loop as well; Python would write a traceback for each further signal.
-    signal.set_wakeup_fd(signal.set_wakeup_fd(-1), warn_on_full_buffer=False)
+    restore = platforms.HERE.catch_stop_signals(loop, stop)
     try:
         yield stopped
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+        restore()
 
 
 class HangupSignal:
     """SIGHUP for the whole life of a program: an early one is kept until it can be served, a late one is ignored.
 
     If the program's terminal was closed, it stops, as by SIGTERM, unless it was started with SIGHUP ignored, as by
-    nohup(1).
+    nohup(1). On systems without the signal, it never comes.
     """
 
     def __init__(self) -> None:
         self._has_come = False
         self._serve: Callable[[], None] | None = None
-        self._had_terminal = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and _has_terminal()
-        signal.signal(signal.SIGHUP, self._receive)
+        self._number = number = platforms.HERE.hangup_signal
+        self._had_terminal = False
+        if number is not None:
+            is_ignored = signal.getsignal(number) is signal.SIG_IGN
+            self._had_terminal = not is_ignored and platforms.HERE.has_terminal()
+            signal.signal(number, self._receive)
 
     def _receive(self, *_: object) -> None:
-        if self._had_terminal and not _has_terminal():
+        if self._had_terminal and not platforms.HERE.has_terminal():
             os.kill(os.getpid(), signal.SIGTERM)
         elif self._serve is None:
             self._has_come = True
@@ -59,7 +61,8 @@ class HangupSignal:
 
     def ignore(self) -> None:
         """Ignore it from now on, when the program ends: Python restores the default, which would kill it."""
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        if self._number is not None:
+            signal.signal(self._number, signal.SIG_IGN)
 
     def serve_by(self, serve: Callable[[], None] | None) -> None:
         """Call the function in the main thread for each SIGHUP, also for one that has come already."""
@@ -99,15 +102,6 @@ def on_hangup(
     finally:
         hangup.serve_by(None)
         serving.cancel()
-
-
-def _has_terminal() -> bool:
-    """Whether the process has a controlling terminal."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
-    except OSError:
-        return False
-    return True
 
 
 def run_until_done(loop: asyncio.AbstractEventLoop, work: Awaitable[_T]) -> _T:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from zeek_agent import logbook, reload
+from zeek_agent import logbook, platforms, reload
 from zeek_agent.collector import pack, summary, tls
 from zeek_agent.collector.server import Collector, CollectorLimits
 from zeek_agent.errors import ZeekAgentError
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from zeek_agent.reload import Loaded
 
 FILES: Final = 256
-"""Open files other than connections: logs, and those of Python."""
+"""Open files other than connections: logs, and those of Python. The default soft limit is often 1,024."""
 
 log = logging.getLogger("zeek_agent.collector")
 
@@ -32,7 +32,7 @@ async def run_collector(load: Callable[[], Loaded], hangup: HangupSignal | None 
     of the program.
     """
     loaded = load()
-    _allow_connections()
+    platforms.HERE.allow_open_files(2 * CollectorLimits().connections + FILES)
     logbook.set_up(loaded.config.log, warnings=loaded.warnings)
     program = CollectorProgram(loaded, load)
     with stop_signals() as stopped, on_hangup(program.reload_or_log, hangup):
@@ -124,17 +124,6 @@ class CollectorProgram:
         from zeek_agent.metrics.server import MetricsServer
 
         return MetricsServer(settings, lambda: collector_text(self.collector.stats))
-
-
-def _allow_connections() -> None:
-    """Raise the soft limit on open files, which is often 1,024, to what all permitted connections and the logs need."""
-    import resource
-
-    wanted = 2 * CollectorLimits().connections + FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _pack(settings: CollectorSettings) -> Pack:

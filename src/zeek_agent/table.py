@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
+from zeek_agent import platforms
 from zeek_agent.access import AccessPolicy
 from zeek_agent.host.files.reads import FileReads
+from zeek_agent.platforms import Platform
 from zeek_agent.privileges import NO_PRIVILEGES, Privileges
 from zeek_agent.schema import SEQUENCE, Column, Parameter, Row, TableKind, Value
 
@@ -75,6 +77,7 @@ class TableContext:
     helper: Callable[[Table, Constraints], Iterable[Row]] | None = None
     """Yields the rows of a table that declares privileges, from a helper process; None reads it in this process."""
     proc: str = "/proc"
+    platform: Platform = platforms.HERE
 
 
 @dataclass(frozen=True, slots=True)

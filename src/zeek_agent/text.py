@@ -6,7 +6,8 @@ genuine character of that range is represented byte by byte in the same way, so 
 which is nearly all of it, is unchanged, and SQL compares it as expected.
 
 For Zeek and terminals, `escaped` writes the same as Zeek's own logs: `\\xNN` for such bytes and for control characters,
-and doubled backslashes.
+and doubled backslashes. Where backslashes separate directories, they are not doubled: paths would be unreadable, and
+not be those that version 2 sends.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ _DECEPTIVE = re.compile(
     "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 """Characters that change the direction of the text, break its line or cannot be seen (Default_Ignorable_Code_Point)."""
-_UNSAFE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\\\\uef80-\uefff\ud800-\udfff]")
+_CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\uef80-\uefff\ud800-\udfff]")
+_CONTROL_OR_BACKSLASH = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\\\\uef80-\uefff\ud800-\udfff]")
+_UNSAFE = _CONTROL if os.sep == "\\" else _CONTROL_OR_BACKSLASH
 
 
 def from_bytes(raw: bytes) -> str:
@@ -60,7 +63,7 @@ def to_bytes(text: str) -> bytes:
 
 
 def escaped(text: str) -> str:
-    """Printable form: control characters and raw bytes as `\\xNN`, backslashes doubled, valid UTF-8 unchanged."""
+    """Printable form: control characters and raw bytes as `\\xNN`, backslashes doubled, other text as it is."""
     if _UNSAFE.search(text) is None:
         return text
     return _UNSAFE.sub(_escape, text)

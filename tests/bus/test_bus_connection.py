@@ -33,6 +33,7 @@ from zeek_agent.bus.session import BusTransport, Times
 from zeek_agent.bus.subjects import ROAMING, Address, Down
 from zeek_agent.config import BusSettings, BusTlsSettings, ZeekSettings
 from zeek_agent.errors import UsageError
+from zeek_agent.platforms.linux import Linux
 from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.queries.subscriptions import Query, Subscription
 from zeek_agent.zeek import broker_json, protocol
@@ -74,7 +75,7 @@ async def agent(
         database,  # type: ignore[arg-type]
         runner,
         times=times,
-        platform="linux",
+        platform=Linux(),
     )
     task = asyncio.create_task(connection.run())
     try:

@@ -32,7 +32,7 @@ from zeek_agent.control.messages import (
     StatusRequest,
 )
 from zeek_agent.control.server import CONNECTIONS_MAX, AnswerFunction, ControlServer
-from zeek_agent.control.unix_listener import SocketNotCreatedError
+from zeek_agent.control_transport import NotListeningError
 from zeek_agent.errors import AccessDeniedError, SqlError, UsageError, ZeekAgentError
 from zeek_agent.schema import Column, Parameter
 from zeek_agent.table import Table
@@ -308,7 +308,7 @@ async def test_an_obstacle_at_the_path_is_named(path: Path, tmp_path: Path) -> N
         await ControlServer(tmp_path / "a", "no-such-group", answer_with_rows).start()
     with pytest.raises(UsageError, match=r"control\.socket"):
         await ControlServer(tmp_path / ("a" * 120), None, answer_with_rows).start()
-    with pytest.raises(SocketNotCreatedError, match=r"cannot create the control socket .*File exists"):
+    with pytest.raises(NotListeningError, match=r"cannot create the control socket .*File exists"):
         await ControlServer(path / "below", None, answer_with_rows).start()
 
 

@@ -8,15 +8,18 @@ import msgspec
 import pytest
 from places import ROOT
 
-from zeek_agent import config
+from zeek_agent import config, platforms
 from zeek_agent.config import SourceSettings
+from zeek_agent.platforms.darwin import PLATFORM as DARWIN
+from zeek_agent.platforms.linux import PLATFORM as LINUX
 from zeek_agent.recording import registry
 from zeek_agent.recording.registry import KINDS, candidates
 from zeek_agent.recording.source import Sink, Source
 from zeek_agent.tables import builtin_tables
-from zeek_agent.terminal import doctor
+from zeek_agent.terminal import config_check, doctor
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="there are no sources elsewhere")
+PLATFORMS = tuple(map(platforms.of, platforms.KEYS))
 
 
 class Timers(Source):
@@ -35,11 +38,14 @@ class Timers(Source):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_setting_offers_exactly_the_backends(kind: str) -> None:
-    sources = candidates(SourceSettings())[kind]
-    backends = [source.backend for source in sources]
-    assert {source.kind for source in sources} == {kind}
-    assert len(set(backends)) == len(backends)
+def test_the_setting_offers_exactly_the_backends(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_living_processes", lambda _group: None)
+    backends: set[str] = set()
+    for platform in PLATFORMS:
+        sources = candidates(SourceSettings(), platform=platform)[kind]
+        assert {source.kind for source in sources} <= {kind}
+        assert len({source.backend for source in sources}) == len(sources)
+        backends |= {source.backend for source in sources}
     choices = msgspec.inspect.type_info(config.settings()[f"sources.{kind}"].type)
     assert isinstance(choices, msgspec.inspect.Metadata)
     assert isinstance(choices.type, msgspec.inspect.LiteralType)
@@ -52,6 +58,26 @@ def test_a_chosen_backend_is_the_only_candidate(kind: str) -> None:
         chosen = candidates(SourceSettings(**{kind: source.backend}))  # type: ignore[arg-type]
         assert [(one.kind, one.backend) for one in chosen[kind]] == [(kind, source.backend)]
     assert candidates(SourceSettings(**{kind: "off"}))[kind] == []  # type: ignore[arg-type]
+
+
+def test_macos_has_backends_of_its_own() -> None:
+    chosen = candidates(SourceSettings(processes="eslogger", system_logs="unified_log"), platform=DARWIN)
+    assert [source.backend for kind in ("processes", "system_logs") for source in chosen[kind]] == [
+        "eslogger",
+        "unified_log",
+    ]
+
+
+def test_a_backend_of_another_platform_is_an_error() -> None:
+    settings = SourceSettings(processes="eslogger", sockets="ebpf", logins="off")
+    assert registry.unknown_backends(settings, LINUX) == {"processes": ["ebpf", "proc_connector", "audit", "snapshots"]}
+    assert registry.unknown_backends(settings, DARWIN).keys() == {"sockets"}
+    assert registry.unknown_backends(SourceSettings(), DARWIN) == {}
+    (error,) = config_check._source_backends(SourceSettings(system_logs="unified_log"))
+    assert (
+        str(error)
+        == "sources.system_logs: unified_log does not exist on Linux; choose one of auto, journal, syslog, off"
+    )
 
 
 def test_sources_whose_absence_is_a_warning_have_a_table() -> None:

@@ -306,3 +306,22 @@ def test_the_configuration_chooses_among_the_backends(
     assert [source.backend for source in found["system_logs"]] == system_logs
     assert [source.backend for source in found["processes"]] == processes
     assert [source.backend for source in found["sockets"]] == sockets
+
+
+def test_a_source_that_has_worked_for_a_while_is_started_again_before_the_next_one(store: EventStore) -> None:
+    best, next_best = Scripted("best"), Scripted("next")
+    best.restart_after_seconds = 0.0
+    with_it = supervisor(store, [best, next_best])
+    with_it.start()
+    best.failed("killed")
+    until_sync(lambda: best.probed == 2 and store.flush() and bool(store.gaps()))
+    assert [(one.backend, one.active, one.last_error) for one in with_it.status()] == [
+        ("best", True, "killed"),
+        ("next", False, None),
+    ]
+    assert [gap.cause for gap in store.gaps()] == ["no source was active"]
+    best.restart_after_seconds = 3_600.0
+    best.failed("killed again")
+    until_sync(lambda: next_best.sink is not None)
+    assert best.probed == 2
+    with_it.stop()

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from test_tables_processes import child
 
 from zeek_agent.community_id import community_id
+from zeek_agent.host.internet_sockets import TCP, UDP, on_the_wire
 from zeek_agent.host.linux import inet_diag, proc_net
-from zeek_agent.host.linux.internet_sockets import TCP, UDP, on_the_wire
 from zeek_agent.table import Constraints, TableContext
 from zeek_agent.tables.processes import processes
 from zeek_agent.tables.sockets import listening_ports, packet_sockets, sockets

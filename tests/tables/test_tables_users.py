@@ -18,10 +18,10 @@ from sql import database
 
 from zeek_agent.containment.accounts import worker_account
 from zeek_agent.containment.protections import LockdownError
-from zeek_agent.control.unix_listener import group_id
 from zeek_agent.errors import UsageError
 from zeek_agent.host.accounts import last_login, name_service
 from zeek_agent.host.accounts.name_service import Account, first_human_uid, is_admin, is_system
+from zeek_agent.platforms.unix_sockets import group_id
 from zeek_agent.tables.users import users
 from zeek_agent.text import from_bytes, to_bytes
 

@@ -27,6 +27,7 @@ from zeek_agent.errors import LimitError, SqlError, UsageError
 from zeek_agent.events import delivery_states
 from zeek_agent.events.store import EventStore
 from zeek_agent.logbook import RecentLines
+from zeek_agent.platforms.linux import Linux
 from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.queries.subscriptions import Query, Subscription
 from zeek_agent.schema import Row
@@ -86,7 +87,7 @@ async def connected(path: Path, **settings: object) -> AsyncIterator[tuple[Agent
     # The log as in an agent, to a file, and without the handlers of pytest, which keep all that they get.
     ring = logbook.set_up(LogSettings(file=str(path / "agent.log"), level="debug"))
     async with zeek_server() as zeek:
-        connection = ZeekConnection(zeek.url(), chosen, IDENTITY, database, runner, platform="linux")
+        connection = ZeekConnection(zeek.url(), chosen, IDENTITY, database, runner, platform=Linux())
         task = asyncio.create_task(connection.run())
         client = await zeek.client()
         await client.expect(AgentHello)

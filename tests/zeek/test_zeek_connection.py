@@ -21,6 +21,7 @@ from zeek_server import BROKER_ACK, CLUSTER_ACK, Client, zeek_server
 
 from zeek_agent.config import ZeekSettings
 from zeek_agent.destination import PATH
+from zeek_agent.platforms.linux import Linux
 from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.queries.subscriptions import Change, Query, Report, Subscription
 from zeek_agent.terminal import doctor
@@ -61,7 +62,7 @@ async def agent(url: str, database: Rows | None = None, **settings: object) -> A
     rows = database or Rows()
     runner = QueryRunner(rows)  # type: ignore[arg-type]
     chosen = msgspec.structs.replace(FAST, **settings)
-    connection = ZeekConnection(url, chosen, IDENTITY, rows, runner, platform="linux")  # type: ignore[arg-type]
+    connection = ZeekConnection(url, chosen, IDENTITY, rows, runner, platform=Linux())  # type: ignore[arg-type]
     task = asyncio.create_task(connection.run())
     try:
         yield Agent(connection, runner, rows, task)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Final
 
+from zeek_agent import platforms
 from zeek_agent.bus import credentials, link, messages, subjects
 from zeek_agent.bus.cluster import Cluster, Surroundings
 from zeek_agent.bus.cluster_places import CLUSTERS_MAX, Candidate, makes_way
@@ -21,11 +21,11 @@ from zeek_agent.bus.messages import BadMessageError, Beacon
 from zeek_agent.bus.session import Times
 from zeek_agent.bus.subjects import Down
 from zeek_agent.errors import UsageError
+from zeek_agent.platforms import Platform
 from zeek_agent.text import clipped
 from zeek_agent.zeek import protocol, tls
 from zeek_agent.zeek.connection import (
     SHUTDOWN_TIMEOUT_SECONDS,
-    platform_group,
 )
 from zeek_agent.zeek.lasting_connection import ConnectionState, ConnectionStatus, LastingConnection
 from zeek_agent.zeek.session import first_to_end
@@ -68,7 +68,7 @@ class BusConnection(LastingConnection):
         runner: QueryRunner,
         *,
         times: Times | None = None,
-        platform: str = sys.platform,
+        platform: Platform = platforms.HERE,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -79,7 +79,7 @@ class BusConnection(LastingConnection):
         self._files = files
         self._agent_id = identity.agent
         self._times = times or Times()
-        group = platform_group(platform)
+        group = platform.group
         topics = protocol.subscriptions(identity.agent, settings.groups, group)
         self._surroundings = Surroundings(
             identity, settings, frozenset(topics), database, runner, self._times, set(), clock, monotonic, group

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import os
 import socket
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
+
+from zeek_agent import platforms
 
 
 class AcceptedSockets:
@@ -75,7 +76,7 @@ class BoundedListener(socket.socket):
         super().__init__(family, socket.SOCK_STREAM)
         self._counted = counted
         try:
-            if os.name == "posix":
+            if platforms.HERE.reuses_addresses:
                 self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 self.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -91,6 +92,14 @@ class BoundedListener(socket.socket):
             connection.close()
             raise BlockingIOError
         return AcceptedSocket(connection, address[0], self._counted), address
+
+    async def next_connection(self, loop: asyncio.AbstractEventLoop) -> tuple[socket.socket, Any]:
+        """The same for a loop that accepts connections without `accept`, as on Windows."""
+        while True:
+            connection, address = await loop.sock_accept(self)
+            if self._counted.admit(address[0]):
+                return AcceptedSocket(connection, address[0], self._counted), address
+            connection.close()
 
 
 async def open_listeners(host: str, port: int, counted: AcceptedSockets) -> list[BoundedListener]:

@@ -39,6 +39,7 @@ _APPEND: Final = (
     | getattr(os, "O_NOFOLLOW", 0)
     | getattr(os, "O_NONBLOCK", 0)  # do not wait for the reader of a pipe: log lines wait for this thread
     | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_BINARY", 0)
 )
 
 log = logging.getLogger("zeek_agent.collector")

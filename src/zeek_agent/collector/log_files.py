@@ -19,12 +19,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from zeek_agent import locks, ownership
+from zeek_agent import ownership, platforms
 from zeek_agent.collector import log_archive
 from zeek_agent.collector.log_archive import ArchiveStats, LogArchive, Retention, free_name
 from zeek_agent.collector.log_formats import DATE_FORMAT, Field, Format, FormatName, ResultNames, make_format
 from zeek_agent.errors import UsageError
-from zeek_agent.locks import FileLock
+from zeek_agent.file_lock import FileLock, LockHeldError
 
 PENDING_BYTES: Final = 8 * 1024 * 1024
 """Maximum of one log waiting in memory for the disk, unless a single line is longer; some seconds of a busy log."""
@@ -388,13 +388,15 @@ class LogDirectory:
         if self._lock is not None:
             return
         try:
-            self._lock = locks.acquire_lock(self.directory / LOCK, legacy_directory=self.directory, holder=self._holder)
-        except locks.LockHeldError as error:
+            self._lock = platforms.HERE.acquire_lock(
+                self.directory / LOCK, legacy_directory=self.directory, holder=self._holder
+            )
+        except LockHeldError as error:
             raise UsageError(
                 f"another collector{error.holder} writes its logs to {self.directory}: "
                 "stop it, or choose another directory"
             ) from None
-        if reason := locks.directory_exposure(self.directory) or locks.group_exposure(self.directory):
+        if reason := platforms.HERE.directory_exposure(self.directory) or platforms.HERE.group_exposure(self.directory):
             log.warning("other users can replace the logs: %s", reason)
 
 

@@ -396,7 +396,7 @@ def _document(path: Path) -> Any:
 def _text(path: Path) -> str:
     """The contents of a regular file. Raises ValueError."""
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ValueError("not a regular file")
             content = file.read(FILE_BYTES_MAX + 1)

@@ -6,6 +6,7 @@ code and bytes are those of a TCP connection from the opening handshake to the c
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections import deque
 from typing import Any, Final
@@ -41,6 +42,11 @@ class PassedConnections(socket.socket):
     def accept(self) -> tuple[socket.socket, Any]:
         """The server's end of the connection that has waited longest. Raises BlockingIOError if none is waiting."""
         self.recv(1)
+        return self._waiting.popleft(), PEER
+
+    async def next_connection(self, loop: asyncio.AbstractEventLoop) -> tuple[socket.socket, Any]:
+        """The same for a loop that accepts connections without `accept`, as on Windows."""
+        await loop.sock_recv(self, 1)
         return self._waiting.popleft(), PEER
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ from zeek_agent.collector.process_messages import (
     State,
     Stop,
 )
-from zeek_agent.collector.server import Collector, CollectorLimits
+from zeek_agent.collector.server import EMBEDDED_LIMITS, Collector
 from zeek_agent.containment import channel
 from zeek_agent.containment.accounts import directory_owner
 from zeek_agent.containment.agent_log import AgentLog
@@ -42,10 +42,8 @@ if TYPE_CHECKING:
     from zeek_agent.collector.stats import CollectorStats
     from zeek_agent.containment.protections import Protections
 
-LIMITS: Final = CollectorLimits(connections=8, agents=8)
-"""There is one agent; connections that have just ended count for a moment."""
 DATA_BYTES: Final = 512 << 20
-"""Enough for `LIMITS.unread_bytes`, a message that is being read, and all logs' lines that wait for a full disk."""
+"""Enough for `EMBEDDED_LIMITS.unread_bytes`, a message that is being read, and all lines that wait for a full disk."""
 STATE_INTERVAL_SECONDS: Final = 1.0
 LOGS_REPLACED: Final = 3
 """Exit code when the log directory is not the one that the lockdown permits; the agent then starts another process."""
@@ -68,7 +66,7 @@ def run(connection: socket.socket, parent: int) -> None:
     agent = AgentChannel(connection)
     _let_go_of_descriptors(connection.fileno())
     _log_to(agent, begin.log_level)
-    collector = Collector(begin.settings, begin.pack, limits=LIMITS, holder=begin.agent_pid)
+    collector = Collector(begin.settings, begin.pack, limits=EMBEDDED_LIMITS, holder=begin.agent_pid)
     try:
         collector.prepare()
         directory = LogDirectoryHandle(Path(begin.settings.logs))

@@ -101,6 +101,10 @@ class CollectorLimits:
     """Agents behind a connection that has announced itself as a gateway."""
 
 
+EMBEDDED_LIMITS: Final = CollectorLimits(connections=8, agents=8)
+"""There is one agent; connections that have just ended count for a moment."""
+
+
 class Collector:
     """Serves agents from `start` or `start_embedded` to `stop`."""
 

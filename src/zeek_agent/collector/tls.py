@@ -22,6 +22,7 @@ from zeek_agent.fleet.enrolled import GATEWAY_UNIT, certified_id
 
 HANDSHAKE_SECONDS: Final = 10.0
 """How long a client may take for the TLS handshake."""
+_READ: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 _CRYPTIC: Final = {
     "KEY_VALUES_MISMATCH": "the key is not that of the certificate",
     "NO_START_LINE": "it is not in PEM format",
@@ -174,7 +175,7 @@ _SHORT: Final = {"commonName": "CN", "organizationName": "O", "organizationalUni
 
 def _check_readable(name: str, file: str) -> None:
     try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        descriptor = os.open(file, _READ)
     except OSError as error:
         raise UsageError(f"collector.tls.{name}: cannot read {file}: {error.strerror}") from None
     try:

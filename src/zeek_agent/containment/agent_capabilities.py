@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from zeek_agent import paths
+from zeek_agent import paths, platforms
 from zeek_agent.bpf import tracepoints
 from zeek_agent.containment import kernel
 from zeek_agent.recording.periodic import URGENT_NICENESS
@@ -57,7 +56,12 @@ class Dropped:
 
 
 def drop_for(config: Config) -> Dropped:
-    """Drop what an agent with this configuration does not need, before it has started any thread. Raises OSError."""
+    """Drop what an agent with this configuration does not need, before it has started any thread. Raises OSError.
+
+    Does nothing on systems other than Linux.
+    """
+    if platforms.HERE.key != "linux":
+        return Dropped()
     try:
         tracepoints.keep_tracefs()
     except OSError as error:
@@ -74,10 +78,8 @@ def drop_for(config: Config) -> Dropped:
 def drop(directories: Iterable[Path]) -> Dropped:
     """Drop what the agent does not need, in this thread, which must be the only one; irreversible. Raises OSError.
 
-    `directories` are those that the agent writes to. Does nothing without capabilities, or where there are none.
+    `directories` are those that the agent writes to. Does nothing without capabilities.
     """
-    if not sys.platform.startswith("linux"):
-        return Dropped()
     _, permitted, _ = kernel.capability_sets()
     if not permitted:
         return Dropped()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Final
 
+from zeek_agent import platforms
 from zeek_agent.containment import kernel, lockdown, own_code, seccomp
 from zeek_agent.containment.accounts import worker_account
 from zeek_agent.containment.protections import LockdownError
@@ -32,7 +33,7 @@ def launched(settings: SourceSettings) -> Launcher | None:
 
     It is started by exec, so that it has nothing of the agent's memory. It ends with this thread.
     """
-    if settings.files == "off" or not sys.platform.startswith("linux"):
+    if settings.files == "off" or platforms.HERE.key != "linux":
         return None
     needed = kernel.capability_mask(_NEEDED)
     effective, _, _ = kernel.capability_sets()

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import struct
+from functools import cache
 from typing import Final
 
 PR_SET_PDEATHSIG: Final = 1
@@ -39,14 +40,11 @@ _CAPABILITY_VERSION: Final = 0x2008_0522
 _CAPABILITY_HEADER: Final = struct.Struct("=Ii")
 _CAPABILITY_SETS: Final = struct.Struct("=6I")
 
-_libc: Final = ctypes.CDLL(None, use_errno=True)
-_libc.syscall.restype = ctypes.c_long
-
 
 def syscall(number: int, *arguments: int | bytes | ctypes.Array[ctypes.c_char] | None) -> int:
     """The result of a system call. Raises OSError."""
     converted = [ctypes.c_ulong(each & (1 << 64) - 1) if isinstance(each, int) else each for each in arguments]
-    result = int(_libc.syscall(ctypes.c_long(number), *converted))
+    result = int(_libc().syscall(ctypes.c_long(number), *converted))
     if result == -1:
         raise _error(f"system call {number}")
     return result
@@ -55,7 +53,7 @@ def syscall(number: int, *arguments: int | bytes | ctypes.Array[ctypes.c_char] |
 def prctl(option: int, *arguments: int) -> int:
     """prctl(2) with numbers. Raises OSError."""
     padded = (*arguments, 0, 0, 0, 0)[:4]
-    result = int(_libc.prctl(option, *map(ctypes.c_ulong, padded)))
+    result = int(_libc().prctl(option, *map(ctypes.c_ulong, padded)))
     if result == -1:
         raise _error(f"prctl({option}, {', '.join(map(str, arguments))})")
     return result
@@ -63,14 +61,14 @@ def prctl(option: int, *arguments: int) -> int:
 
 def set_name(name: str) -> None:
     """The short name of the process in lists, at most 15 bytes. Raises OSError."""
-    if _libc.prctl(PR_SET_NAME, ctypes.c_char_p(name.encode()), 0, 0, 0) == -1:
+    if _libc().prctl(PR_SET_NAME, ctypes.c_char_p(name.encode()), 0, 0, 0) == -1:
         raise _error("prctl(PR_SET_NAME)")
 
 
 def capability_sets() -> tuple[int, int, int]:
     """The masks of the effective, permitted and inheritable capabilities of this thread. Raises OSError."""
     sets = ctypes.create_string_buffer(_CAPABILITY_SETS.size)
-    if _libc.capget(_CAPABILITY_HEADER.pack(_CAPABILITY_VERSION, 0), sets) == -1:
+    if _libc().capget(_CAPABILITY_HEADER.pack(_CAPABILITY_VERSION, 0), sets) == -1:
         raise _error("capget")
     low = _CAPABILITY_SETS.unpack(sets.raw)
     effective, permitted, inheritable = (low[at] | low[at + 3] << 32 for at in range(3))
@@ -81,7 +79,7 @@ def set_capabilities(mask: int) -> None:
     """Make these the permitted and effective capabilities of this thread, without inheritable ones. Raises OSError."""
     low, high = mask & 0xFFFF_FFFF, mask >> 32
     sets = _CAPABILITY_SETS.pack(low, low, 0, high, high, 0)
-    if _libc.capset(_CAPABILITY_HEADER.pack(_CAPABILITY_VERSION, 0), sets) == -1:
+    if _libc().capset(_CAPABILITY_HEADER.pack(_CAPABILITY_VERSION, 0), sets) == -1:
         raise _error("capset")
 
 
@@ -114,3 +112,10 @@ def capability_names(mask: int) -> tuple[str, ...]:
 def _error(call: str) -> OSError:
     number = ctypes.get_errno()
     return OSError(number, f"{call}: {os.strerror(number)}")
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    library = ctypes.CDLL(None, use_errno=True)
+    library.syscall.restype = ctypes.c_long
+    return library

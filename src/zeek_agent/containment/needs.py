@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from zeek_agent import paths
+from zeek_agent import paths, platforms
 from zeek_agent.bpf import iterators
 from zeek_agent.containment.accounts import worker_account
 from zeek_agent.containment.messages import Setup
@@ -52,7 +52,7 @@ def worker_setup(
     ZeekAgentError if no account is available for workers.
     """
     try:
-        account = former.account if former is not None else worker_account() if os.geteuid() == 0 else None
+        account = former.account if former is not None else worker_account() if platforms.HERE.is_privileged() else None
     except LockdownError as error:
         raise ZeekAgentError(str(error)) from error
     return Setup(

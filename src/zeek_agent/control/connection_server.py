@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
-from zeek_agent.control import unix_listener
+from zeek_agent import platforms
+
+if TYPE_CHECKING:
+    from zeek_agent.control_transport import Listener, Section
 
 
 class ConnectionServer(ABC):
@@ -21,16 +23,19 @@ class ConnectionServer(ABC):
         self._connections_max = connections_max
         self._stream_bytes = stream_bytes
         self._server: asyncio.Server | None = None
-        self._path: Path | None = None
+        self._listener: Listener | None = None
         self._connections: dict[asyncio.Task[None], None] = {}
         """The tasks of open connections, the oldest first."""
 
-    async def listen_on_path(self, path: Path, group: str | None, section: Literal["control", "metrics"]) -> None:
-        """Listen on a Unix socket, for its owner and a group. Raises as `unix_listener.listening`."""
-        listener = unix_listener.listening(path, group, section, self._connections_max)
-        self._path = path
-        self._server = await asyncio.start_unix_server(
-            self._connected, sock=listener, limit=self._stream_bytes, backlog=self._connections_max
+    async def listen_on_path(self, path: Path, group: str | None, section: Section) -> None:
+        """Listen on a Unix socket or a pipe, for its owner and a group. Raises as `ControlTransport.listen`."""
+        self._listener = await platforms.HERE.control.listen(
+            path,
+            group,
+            section,
+            self._connected,
+            backlog=self._connections_max,
+            stream_bytes=self._stream_bytes,
         )
 
     async def listen_on_port(self, host: str, port: int) -> None:
@@ -40,17 +45,15 @@ class ConnectionServer(ABC):
         )
 
     async def stop(self) -> None:
-        """Close all connections, and remove the socket."""
-        if self._server is None:
-            return
-        self._server.close()
-        self._server = None
+        """Stop listening, remove the socket, and close all connections."""
+        if self._server is not None:
+            self._server.close()
+        if self._listener is not None:
+            self._listener.close()
+        self._server = self._listener = None
         for task in self._connections:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
-        if self._path is not None:
-            with contextlib.suppress(FileNotFoundError):
-                self._path.unlink()
 
     @abstractmethod
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

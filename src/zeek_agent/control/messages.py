@@ -17,18 +17,15 @@ from __future__ import annotations
 
 import base64
 import math
-import os
-import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Meta, Struct
 
-from zeek_agent import errors
-from zeek_agent.errors import UsageError, ZeekAgentError
+from zeek_agent import errors, platforms
+from zeek_agent.errors import ZeekAgentError
 
 REQUEST_BYTES_MAX: Final = 1024 * 1024
 """Bounds memory; `limits.statement_bytes` is usually lower."""
@@ -37,10 +34,6 @@ ROWS_FRAME_BYTES: Final = 256 * 1024
 CONNECT_TIMEOUT_SECONDS: Final = 5.0
 """A running agent accepts at once; a hung one must not block commands."""
 
-PATH_BYTES_MAX: Final = 107
-"""Linux's limit on a socket's path (unix(7))."""
-NAME_BYTES_MAX: Final = 64
-"""Maximum of a file name that is appended to the path of an open directory."""
 
 SubscriptionName = Literal["Snapshots", "Differences", "SnapshotPlusDifferences", "Events"]
 ChangeName = Literal["Add", "Delete"]
@@ -218,27 +211,6 @@ def _from_wire(value: Any) -> Any:
     return value
 
 
-@contextmanager
-def socket_address(path: Path) -> Iterator[str]:
-    """The address of a Unix socket: its path, or for a long path one that leads there while the context lasts.
-
-    Raises UsageError if there is no short address, and OSError if there is no such directory.
-    """
-    if len(os.fsencode(path)) <= PATH_BYTES_MAX:
-        yield str(path)
-        return
-    if not hasattr(os, "O_PATH") or len(os.fsencode(path.name)) > NAME_BYTES_MAX:
-        raise UsageError(
-            f"the control socket's path is longer than the {PATH_BYTES_MAX} bytes that the system allows: {path}; "
-            "set a shorter control.socket"
-        )
-    directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{directory}/{path.name}"
-    finally:
-        os.close(directory)
-
-
 class NoAgentError(ZeekAgentError):
     """No agent is listening on the socket."""
 
@@ -251,34 +223,26 @@ class ControlClient:
 
     def __init__(self, path: Path, timeout_seconds: float = CONNECT_TIMEOUT_SECONDS) -> None:
         self.path = path
-        self._socket = socket.socket(socket.AF_UNIX)
         try:
-            self._socket.settimeout(timeout_seconds)
-            with socket_address(path) as address:
-                self._socket.connect(address)
-            self._socket.settimeout(None)
+            self._connection = platforms.HERE.control.connect(path, timeout_seconds)
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
-            self._socket.close()
             raise NoAgentError(f"no agent is running (nothing listens on {path})") from None
         except PermissionError:
-            self._socket.close()
             raise ZeekAgentError(
                 f"not permitted to use {path}: run as root, or as a member of the group in control.group"
             ) from None
         except OSError as error:
-            self._socket.close()
             raise ZeekAgentError(f"cannot reach the agent on {path}: {error.strerror or error}") from None
-        self._lines = self._socket.makefile("rb")
 
     def responses(self, request: Request) -> Iterator[Frame]:
         """Send a request and yield the frames of its answer. Raises the error that the agent reports."""
         try:
-            self._socket.sendall(_encode(request) + b"\n")
+            self._connection.send(_encode(request) + b"\n")
         except OSError as error:
             raise ZeekAgentError(f"the agent on {self.path} is gone: {error.strerror}") from None
         while True:
             try:
-                line = self._lines.readline()
+                line = self._connection.read_line()
             except OSError as error:
                 raise ZeekAgentError(f"the agent on {self.path} is gone: {error.strerror}") from None
             if not line.endswith(b"\n"):
@@ -292,8 +256,7 @@ class ControlClient:
 
     def close(self) -> None:
         """Close the connection; the agent aborts its work for it."""
-        self._lines.close()
-        self._socket.close()
+        self._connection.close()
 
 
 def _error(frame: Failed) -> ZeekAgentError:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
-import struct
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from zeek_agent import platforms
 from zeek_agent.control import messages
 from zeek_agent.control.connection_server import ConnectionServer
 from zeek_agent.control.messages import Done, EncodedLines, Failed, Frame, Request
@@ -28,7 +27,7 @@ AnswerFunction: TypeAlias = Callable[[Request, str], AsyncGenerator[Frame | Enco
 
 
 class ControlServer(ConnectionServer):
-    """Listens on a Unix socket and answers requests. Its owner and, if given, a group may use the socket."""
+    """Listens on a Unix socket or a pipe and answers requests. Its owner and, if given, a group may use it."""
 
     def __init__(
         self,
@@ -47,7 +46,7 @@ class ControlServer(ConnectionServer):
     async def start(self) -> None:
         """Start listening.
 
-        Raises UsageError for an invalid path or group, SocketNotCreatedError if the system refuses, ZeekAgentError if
+        Raises UsageError for an invalid path or group, NotListeningError if the system refuses, ZeekAgentError if
         something else is at the path.
         """
         await self.listen_on_path(self.path, self._group, "control")
@@ -67,7 +66,7 @@ class ControlServer(ConnectionServer):
 
     async def _answer_requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer requests one after the other. A client that closes its connection ends the current answer."""
-        origin = _peer(writer)
+        origin = f"control{platforms.HERE.control.peer(writer)}"
         line = await _read_line(reader)
         while line:
             answering = asyncio.create_task(self._reply(writer, line, origin))
@@ -124,13 +123,3 @@ async def _read_line(reader: asyncio.StreamReader) -> bytes:
         except ConnectionError:
             return b""
         return start or line
-
-
-def _peer(writer: asyncio.StreamWriter) -> str:
-    """The peer, for the log: `control uid=1000 pid=4711`."""
-    connection = writer.get_extra_info("socket")
-    if not hasattr(socket, "SO_PEERCRED"):
-        return "control"
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("iII"))
-    pid, uid, _ = struct.unpack("iII", raw)
-    return f"control uid={uid} pid={pid}"

@@ -10,10 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import apsw
+
+from zeek_agent import platforms
 
 STEP_SECONDS: Final = 1.0
 """A larger change of the time of day against the time since boot means that the clock was set."""
@@ -26,7 +27,6 @@ _SPANS: Final = 1_000
 """Spans that the retention of a table is divided into at most; rows stay up to one of them longer."""
 _SAVED_SECONDS: Final = 30.0
 """After a reboot rows stay up to this much longer; in return an idle store does not write at each heartbeat."""
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +38,8 @@ class BootTime:
 
 
 def system_boot_time() -> BootTime:
-    """This host's clock, or one of this process where the system has none."""
-    if not hasattr(time, "CLOCK_BOOTTIME"):
-        return BootTime("", time.monotonic)
-    return BootTime(_BOOT_ID.read_text().strip(), lambda: time.clock_gettime(time.CLOCK_BOOTTIME))
+    """This host's clock."""
+    return BootTime(platforms.HERE.boot_id(), lambda: platforms.HERE.boot_nanoseconds() / 1e9)
 
 
 class StoredClock(NamedTuple):

@@ -21,7 +21,7 @@ import apsw
 from msgspec import Struct
 from msgspec.structs import astuple
 
-from zeek_agent import __version__
+from zeek_agent import __version__, platforms
 from zeek_agent.events import replacement
 from zeek_agent.events.ages import AgeClock, Ages
 from zeek_agent.events.delivery_states import Delivered, DeliveryStates, EndedIncarnation
@@ -690,8 +690,8 @@ def _unsaved(path: Path) -> Path:
 
 def _prepare(path: Path) -> str:
     """Create the directory and an empty file, private because it holds command lines. Returns the file's name."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    platforms.HERE.make_private_directory(path.parent)
+    platforms.HERE.make_private_file(path)
     return str(path.absolute())
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from zeek_agent import platforms
+
 
 def unfinished(path: Path) -> Path:
     """Where the copy is written."""
@@ -17,10 +19,10 @@ def unfinished(path: Path) -> Path:
 def replace(path: Path) -> None:
     """Replace the file, which nobody writes any more, with the unfinished copy. Raises OSError."""
     copy = unfinished(path)
-    with copy.open("rb") as file:
+    with copy.open("rb+") as file:
         os.fsync(file.fileno())
     copy.replace(_complete(path))
-    _sync_directory(path)
+    platforms.HERE.sync_directory(path.parent)
     _put_in_place(path)
 
 
@@ -39,7 +41,7 @@ def _put_in_place(path: Path) -> None:
     for suffix in ("-wal", "-shm"):
         Path(f"{path}{suffix}").unlink(missing_ok=True)
     _complete(path).replace(path)
-    _sync_directory(path)
+    platforms.HERE.sync_directory(path.parent)
     _old(path).unlink(missing_ok=True)
 
 
@@ -49,11 +51,3 @@ def _complete(path: Path) -> Path:
 
 def _old(path: Path) -> Path:
     return path.with_name(f"{path.name}.old")
-
-
-def _sync_directory(path: Path) -> None:
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

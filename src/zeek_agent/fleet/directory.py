@@ -19,6 +19,7 @@ from typing import Final, TypeVar
 import msgspec
 from msgspec import structs
 
+from zeek_agent import platforms
 from zeek_agent.bus.subjects import ROAMING
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.fleet.authority import Authority, Pair
@@ -182,7 +183,7 @@ def create(directory: Path) -> None:
 def require_own(directory: Path) -> None:
     """Raise UsageError for a directory, or a link to one, of another user, who could replace or read what is in it."""
     for found in (directory.lstat(), directory.stat()):
-        if found.st_uid != os.geteuid():
+        if not platforms.HERE.is_own(found):
             raise UsageError(f"{directory} belongs to another user (uid {found.st_uid}): choose another one")
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 import apsw
 import msgspec
 
+from zeek_agent import platforms
 from zeek_agent.bus.subjects import ROAMING
 from zeek_agent.errors import ZeekAgentError
 
@@ -82,7 +83,8 @@ class Registry:
         """Open the file, or create it. Raises ZeekAgentError if that is not possible."""
         self._file = file
         try:
-            os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+            no_link = getattr(os, "O_NOFOLLOW", 0)
+            os.close(platforms.HERE.open_private(file, os.O_RDWR | os.O_CREAT | no_link))
             self._database = apsw.Connection(str(file))
             self._database.set_busy_timeout(_BUSY_MILLISECONDS)
             self._database.execute("PRAGMA synchronous = FULL")

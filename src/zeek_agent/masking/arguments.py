@@ -310,7 +310,9 @@ def kind_of(program: str) -> Kind:
 
 
 def program_name(argument: str) -> str:
-    return argument.rpartition("/")[2].lstrip("-")
+    """The name of a program without its directory; on Windows also without `.exe`, and in lower case."""
+    name = argument.rpartition("/")[2].lstrip("-")
+    return name.rpartition("\\")[2][:-4].lower() if name[-4:].lower() == ".exe" else name
 
 
 def _split(option: str) -> tuple[str, str, str]:

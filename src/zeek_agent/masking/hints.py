@@ -21,7 +21,8 @@ _NAMED: Final = sorted(
         for name in program.names.split()
     }
 )
-_NAMED_PROGRAM: Final = rf"(?:^|[\x00\s/;&|(`'\"=])(?:{'|'.join(map(re2.escape, _NAMED))})"
+_NAMES: Final = "|".join(map(re2.escape, _NAMED))
+_NAMED_PROGRAM: Final = rf"(?:^|[\x00\s/\\;&|(`'\"=])(?:{_NAMES}|(?i:(?:{_NAMES})\.exe))"
 
 
 def _compiled(pattern: str) -> Any:

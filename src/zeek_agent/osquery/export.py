@@ -19,7 +19,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from zeek_agent import __version__, text
+from zeek_agent import __version__, platforms, text
 from zeek_agent.database.cells import encode
 from zeek_agent.database.results import Result
 from zeek_agent.errors import SqlError, ZeekAgentError
@@ -285,7 +285,7 @@ class ExtensionServer:
         try:
             self._socket.bind(str(self._path))
             self._path.chmod(0o600)
-            if os.geteuid() == 0:
+            if platforms.HERE.is_privileged():
                 os.chown(self._path, manager.stat().st_uid, -1)
             self._socket.listen()
         except OSError:

@@ -19,7 +19,8 @@ from zeek_agent.bpf.libbpf import BpfObject
 from zeek_agent.bpf.records import RECORD_KINDS, RecordKind
 from zeek_agent.bpf.ring import Ring
 from zeek_agent.recording.bpf_objects import AttachedObject, EarlyObjects, attach_processes
-from zeek_agent.recording.processes.process_cache import Process, ProcessCache
+from zeek_agent.recording.processes.process import Process
+from zeek_agent.recording.processes.process_cache import ProcessCache
 from zeek_agent.recording.processes.process_changes import ProcessChange
 from zeek_agent.recording.processes.process_tracker import ProcessTracker
 

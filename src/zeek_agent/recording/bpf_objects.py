@@ -9,13 +9,13 @@ import logging
 import mmap
 import os
 import struct
-import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from zeek_agent import platforms
 from zeek_agent.bpf.libbpf import BpfObject, without_log
 from zeek_agent.bpf.probe import cgroup2, why_no_cgroup2, why_no_tracepoints, why_not
 from zeek_agent.recording.periodic import raise_priority
@@ -162,9 +162,9 @@ class EarlyObjects:
         return attach_dns(self._settings) if name == "dns" else attach_sockets(name, self._settings)
 
     def _attach(self) -> None:
-        raise_priority()
-        if not sys.platform.startswith("linux"):
+        if platforms.HERE.key != "linux":
             return
+        raise_priority()
         wanted = {kind for kind in ("processes", "sockets", "dns") if getattr(self._settings, kind) in {"auto", "ebpf"}}
         names = ["processes"] if wanted else []
         if "sockets" in wanted and why_no_tracepoints() is None:

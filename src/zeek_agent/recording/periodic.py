@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
+
+from zeek_agent import platforms
 
 URGENT_NICENESS: Final = -19
 
@@ -75,4 +76,4 @@ class Periodic:
 def raise_priority() -> None:
     """Raise the priority of the calling thread, if permitted."""
     with suppress(PermissionError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), URGENT_NICENESS)
+        platforms.HERE.set_thread_niceness(URGENT_NICENESS)

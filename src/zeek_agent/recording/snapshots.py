@@ -1,86 +1,31 @@
-"""Process and socket events from differences between snapshots, without any privilege.
+"""Process and socket events from differences between snapshots of /proc and sock_diag(7), without any privilege.
 
-Processes and sockets that exist for less than an interval are missed, and end times are accurate to an interval. An
-unprivileged agent sees less of other users' processes: those fields are null.
+An unprivileged agent sees less of other users' processes: those fields are null.
 """
 
 from __future__ import annotations
 
 import time
-from abc import abstractmethod
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from zeek_agent import platforms
+from zeek_agent.host.internet_sockets import TCP, UDP
 from zeek_agent.host.linux import inet_diag, procfs
 from zeek_agent.host.linux.boot_clock import boot_time
 from zeek_agent.host.linux.host_sockets import sockets_by_namespace
-from zeek_agent.host.linux.internet_sockets import TCP, UDP
-from zeek_agent.recording.exclusions import Exclusions
-from zeek_agent.recording.periodic import Periodic
 from zeek_agent.recording.processes.process_event import PROCESSES_EVENTS
 from zeek_agent.recording.processes.process_lifecycle import ProcessLifecycle
+from zeek_agent.recording.snapshot_source import SnapshotSource
 from zeek_agent.recording.sockets.socket_changes import WANTED_STATES, SocketChanges
 from zeek_agent.recording.sockets.socket_event import SOCKETS_EVENTS
 from zeek_agent.recording.sockets.socket_owners import SocketOwners, living_owners
-from zeek_agent.recording.source import Sink, Source
-
-if TYPE_CHECKING:
-    from zeek_agent.config import SourceSettings
-    from zeek_agent.recording.processes.process_cache import ProcessCache
 
 _PROC: Final = "/proc"
 _PROTOCOLS: Final = (TCP, UDP)
 
 
-class Snapshots(Source):
-    """Compares snapshots at an interval."""
-
-    backend = "snapshots"
-
-    def __init__(self, cache: ProcessCache, settings: SourceSettings) -> None:
-        super().__init__()
-        self._cache = cache
-        self._settings = settings
-        self._exclusions = Exclusions(settings)
-        self._periodic: Periodic | None = None
-        self._begun = 0.0
-
-    def start(self, sink: Sink) -> None:
-        self._sink = sink
-        self._procfs = procfs.Procfs(_PROC)
-        self._begun = time.time()
-        self._begin()
-        self._periodic = self._rounds = Periodic(self._compare, self._settings.snapshot_interval, self.failed)
-        self._periodic.start()
-
-    def stop(self) -> None:
-        if self._periodic is not None:
-            periodic, self._periodic = self._periodic, None
-            periodic.stop()
-            periodic.now()
-
-    def recording_since(self) -> float | None:
-        return self._begun
-
-    def recorded_until(self) -> float | None:
-        """What the last comparison found may have happened since the one before."""
-        return max(self._begun, self._rounds.before_last() or 0.0)
-
-    def drain(self) -> None:
-        """Compare now instead of waiting for the interval."""
-        if self._periodic is not None:
-            self._periodic.now()
-
-    @abstractmethod
-    def _begin(self) -> None:
-        """Take the first snapshot."""
-
-    @abstractmethod
-    def _compare(self) -> None:
-        """Take a snapshot, and pass the changes to the sink."""
-
-
-class ProcessSnapshots(Snapshots):
+class ProcessSnapshots(SnapshotSource):
     """Processes that appeared, disappeared, or changed their executable."""
 
     kind = "processes"
@@ -94,6 +39,7 @@ class ProcessSnapshots(Snapshots):
         return None
 
     def _begin(self) -> None:
+        self._procfs = procfs.Procfs(_PROC)
         self._life = ProcessLifecycle(self._cache, self._exclusions, _PROC)
         self._cache.seed()
         self._known = self._present()
@@ -108,7 +54,7 @@ class ProcessSnapshots(Snapshots):
         return present
 
     def _compare(self) -> None:
-        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        now = platforms.HERE.boot_nanoseconds()
         before, self._known = self._known, self._present()
         for pid, (started, _) in before.items():
             if pid not in self._known or self._known[pid][0] != started:
@@ -127,7 +73,7 @@ class ProcessSnapshots(Snapshots):
             self._sink(PROCESSES_EVENTS, rows)
 
 
-class SocketSnapshots(Snapshots):
+class SocketSnapshots(SnapshotSource):
     """TCP connections and listeners, connected and bound UDP sockets that appeared or disappeared."""
 
     kind = "sockets"
@@ -141,6 +87,7 @@ class SocketSnapshots(Snapshots):
         return None
 
     def _begin(self) -> None:
+        self._procfs = procfs.Procfs(_PROC)
         owners, fed = SocketOwners(_PROC), self._settings.processes != "off"
         self._changes = SocketChanges(
             lambda inodes: living_owners(owners, self._cache, inodes, fed), self._exclusions, attribution_timeout=0.0

@@ -62,8 +62,14 @@ class Source(ABC):
     """Whether to warn when no source of the kind works."""
     retry_seconds: float | None = None
     """Time after which it is tried again, if no source of its kind works; None: the same for all sources."""
+    restart_after_seconds: float | None = None
+    """If it fails after this time, it is started again before the next one of its kind is; None: it is not."""
     shortcoming: str | None = None
     """What it misses compared with the best backend of its kind, for `doctor`; see docs/sources.md for details."""
+    overrun: str = "the kernel's buffer was full"
+    """Why events are lost before they are read, for the log."""
+    note: str | None = None
+    """What to know about it while it is active, for `zeek_agent_sources`."""
 
     def __init__(self) -> None:
         self.counters = Counters()

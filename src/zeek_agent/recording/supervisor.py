@@ -50,6 +50,8 @@ class _KindState:
     lost: int = 0
     checked: float = 0.0
     try_again: float = 0.0
+    activated: float = 0.0
+    """By the monotonic clock."""
     warned: bool = False
 
 
@@ -166,7 +168,7 @@ class Supervisor:
         stored = [table.lost for table in tables]
         best = recorder.active
         standby = "a better one is active" if best is None else best.replaces(source)
-        reason = None if active else recorder.reasons.get(source.backend, standby)
+        reason = source.note if active else recorder.reasons.get(source.backend, standby)
         return SourceStatus(
             source=recorder.kind,
             backend=source.backend,
@@ -190,6 +192,7 @@ class Supervisor:
                 since = source.recording_since()
                 recorder.checked = self._clock() if since is None else since
                 recorder.active = recorder.recorded_by = source
+                recorder.activated = time.monotonic()
                 recorder.reasons.pop(source.backend, None)
                 source.update_counters()
                 # it may have lost events since it was attached; a count that has become lower began again
@@ -244,7 +247,7 @@ class Supervisor:
                     self._check(recorder)
 
     def _check(self, recorder: _KindState) -> None:
-        now = self._clock()
+        now, checked = self._clock(), time.monotonic()
         source = recorder.active
         if source is not None and source.failure is not None:
             self._replace(recorder, source, source.failure)
@@ -252,7 +255,7 @@ class Supervisor:
             self._note_losses(recorder, source)
         elif recorder.sources and time.monotonic() >= recorder.try_again:
             self._activate(recorder, recorder.sources, recorder.unrecorded_since)
-        if recorder.active is not source:
+        if recorder.active is not source or recorder.activated > checked:
             self._end_unrecorded(recorder)
         else:
             recorder.checked = now
@@ -266,7 +269,7 @@ class Supervisor:
         recorder.unrecorded_since = None
 
     def _replace(self, recorder: _KindState, failed: Source, failure: str) -> None:
-        """Replace a failed source with the next best."""
+        """Replace a failed source with the next best, or start it again if it has worked for a while."""
         log.error("%s events: source %s has failed: %s", recorder.kind, failed.backend, failure)
         losing_since = recorder.losing_since
         self._note_losses(recorder, failed, at_end=True)
@@ -277,7 +280,10 @@ class Supervisor:
         recorder.active, recorder.unrecorded_since = None, since
         recorder.reasons[failed.backend] = failure
         missed_since = since if losing_since is None else min(since, losing_since)
-        self._activate(recorder, recorder.sources[recorder.sources.index(failed) + 1 :], missed_since)
+        ran_seconds, restart_after_seconds = time.monotonic() - recorder.activated, failed.restart_after_seconds
+        is_restarted = restart_after_seconds is not None and ran_seconds >= restart_after_seconds
+        first = recorder.sources.index(failed) + (0 if is_restarted else 1)
+        self._activate(recorder, recorder.sources[first:], missed_since)
 
     def _note_losses(self, recorder: _KindState, source: Source, *, at_end: bool = False) -> None:
         """Record a period of overruns of the kernel's buffer as a gap, when it is over or has lasted long."""
@@ -297,7 +303,7 @@ class Supervisor:
         )  # below 0 if the clock was set back
         if over or now >= recorder.losing_since + _GAP_SECONDS_MAX:
             self._store.record_gap(recorder.kind, recorder.losing_since, recorder.losing_until, "overrun")
-            log.warning("%s events were lost: the kernel's buffer was full", recorder.kind)
+            log.warning("%s events were lost: %s", recorder.kind, source.overrun)
             since, recorder.losing_since = recorder.losing_since, None
             if source.failure is None:
                 source.find_lost(since)

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import apsw
 
+from zeek_agent import platforms
 from zeek_agent.errors import ZeekAgentError
 from zeek_agent.results.delta import Addition, DeltaFile, Removal
 from zeek_agent.results.state import (
@@ -58,9 +59,9 @@ class ResultFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        platforms.HERE.make_private_directory(path.parent)
         _finish_renewal(path)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        platforms.HERE.make_private_file(path)
         self._connection = apsw.Connection(str(path.absolute()), flags=_READ_AND_WRITE)
         try:
             self._open()
@@ -221,13 +222,13 @@ class ResultFile:
         making.unlink(missing_ok=True)
         try:
             self._connection.execute("VACUUM INTO ?", (str(making.absolute()),))
-            making.chmod(0o600)
+            platforms.HERE.protect_file(making)
             _sync(making)
         except BaseException:
             making.unlink(missing_ok=True)
             raise
         making.replace(ready)
-        _sync(ready.parent)
+        platforms.HERE.sync_directory(ready.parent)
         self.close()
         return ResultFile(self.path)
 
@@ -299,17 +300,14 @@ def _finish_renewal(path: Path) -> None:
         return
     for suffix in ("-wal", "-shm"):
         Path(f"{path}{suffix}").unlink(missing_ok=True)
-    _sync(path.parent)
+    platforms.HERE.sync_directory(path.parent)
     ready.replace(path)
-    _sync(path.parent)
+    platforms.HERE.sync_directory(path.parent)
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def _size(path: Path) -> int:

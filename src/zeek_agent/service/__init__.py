@@ -1,1 +1,1 @@
-"""The agent as a service of the host: its systemd unit, accounts and directories, and their installation."""
+"""The agent as a service of the host: its systemd unit or launchd daemon, accounts and directories, installation."""

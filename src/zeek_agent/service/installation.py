@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Final
 
 import zeek_agent
-from zeek_agent import config, directories, ownership
+from zeek_agent import config, ownership, platforms
 from zeek_agent.errors import ZeekAgentError
+from zeek_agent.platforms.linux import Linux
 from zeek_agent.service.example import example_configuration
 
 UNIT: Final = "zeek-agent.service"
@@ -47,7 +48,7 @@ class Service:
 
     @property
     def configuration(self) -> Path:
-        return self.root / directories.SYSTEM_CONFIG.relative_to("/")
+        return self.root / Linux.system_configuration.relative_to("/")
 
     def install(self, program: Path, *, start: bool) -> Iterator[str]:
         """Write the unit and, if there is none, a configuration; start the service. Raises ZeekAgentError."""
@@ -146,6 +147,19 @@ class Service:
         return self.root == Path("/") and Path("/run/systemd/system").is_dir()
 
 
+@dataclass(frozen=True, slots=True)
+class InstalledProgram:
+    """The service for the program of this installation; see `managers.ServiceInstaller`."""
+
+    service: Service = Service()
+
+    def install(self, *, start: bool) -> Iterator[str]:
+        return self.service.install(installed_program(), start=start)
+
+    def uninstall(self, *, purge: bool) -> Iterator[str]:
+        return self.service.uninstall(purge=purge)
+
+
 def unit_text(program: Path, unit: str = UNIT) -> str:
     """A unit, with this program. Raises ZeekAgentError if systemd does not execute a program of that name."""
     name = str(program)
@@ -173,7 +187,7 @@ def _is_ours(unit: Path) -> bool:
 
 
 def _require_root(what: str) -> None:
-    if not directories.is_root():
+    if not platforms.HERE.is_privileged():
         raise ZeekAgentError(f"only root can {what} the service: sudo {installed_program()} service {what}")
 
 

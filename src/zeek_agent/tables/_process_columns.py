@@ -9,6 +9,8 @@ from zeek_agent.schema import Column
 
 EXECUTABLE: Final = ("exe_device", "exe_inode", "exe_mntns")
 """The columns that identify the executable whose path is `exe`."""
+ACCOUNT: Final = ("user", "sid")
+"""The columns for the user of a process where users have no numbers."""
 
 _COLUMNS = {
     column.name: column
@@ -30,6 +32,10 @@ _COLUMNS = {
         Column("netns", "count", "inode number of the network namespace"),
         Column("entity_id", "text", "unique process id, never reused, not even after a reboot"),
         Column("parent_entity_id", "text", "the parent's `entity_id`"),
+        Column(
+            "user", "text", "Windows: account of the process, as `DOMAIN\\name`; null elsewhere, where `uid` has it"
+        ),
+        Column("sid", "text", "Windows: security identifier of that account; null elsewhere"),
     )
 }
 

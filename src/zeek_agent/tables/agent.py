@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import platform
-import re
-import socket
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
-from zeek_agent import version_number
+from zeek_agent import platforms, version_number
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints, Table
-from zeek_agent.text import from_bytes
 
 _EVERYWHERE = ("linux", "darwin", "win32")
 
@@ -143,9 +139,13 @@ zeek_agent_sources = Table(
         Column("source", "text", "kind of events: `processes`, `sockets`, …"),
         Column("backend", "text", "recording method: `ebpf`, `audit`, `proc_connector`, `inet_diag`, `snapshots`, …"),
         Column("active", "bool", "whether this backend is active"),
-        Column("reason", "text", "why it is inactive"),
+        Column("reason", "text", "why it is inactive; `experimental` and what that means if it is active all the same"),
         Column("received", "count", "events received since the agent started"),
-        Column("lost_overrun", "count", "events lost because the kernel's buffer was full"),
+        Column(
+            "lost_overrun",
+            "count",
+            "events lost because the kernel's buffer was full; on Windows, how often records were overwritten",
+        ),
         Column("lost_decode", "count", "events lost because they could not be decoded"),
         Column("lost_store", "count", "events lost because the event store could not accept them"),
         Column(
@@ -251,10 +251,10 @@ def this_agent(wanted: Constraints) -> Iterator[Row]:
         agent.id,
         agent.instance,
         agent.hostname,
-        _addresses() if wanted.needs("addresses") else (),
-        platform.system(),
-        _os_name(),
-        platform.system(),
+        _addresses(wanted.context.platform.group) if wanted.needs("addresses") else (),
+        platforms.HERE.name,
+        platforms.HERE.os_name(),
+        platforms.HERE.kernel_name,
         platform.release(),
         platform.machine(),
         version_number(),
@@ -313,36 +313,14 @@ def config(wanted: Constraints) -> Iterable[Row]:
     return wanted.context.agent.config()
 
 
-def _addresses() -> list[str]:
-    if hasattr(socket, "AF_NETLINK"):
+def _addresses(group: str) -> list[str]:
+    if group == "linux":
         from zeek_agent.host.linux.interfaces import global_addresses
 
         return global_addresses()
-    return _resolved_addresses()
+    from zeek_agent.host.portable import network_interfaces
 
-
-def _resolved_addresses() -> list[str]:
-    """The addresses to which the host's own name resolves, without a kernel interface."""
-    import ipaddress
-
-    try:
-        found = {str(entry[4][0]) for entry in socket.getaddrinfo(socket.gethostname(), None)}
-    except OSError:
-        return []
-    addresses = [ipaddress.ip_address(text.partition("%")[0]) for text in found]
-    return sorted(str(address) for address in addresses if not (address.is_loopback or address.is_link_local))
-
-
-def _os_name() -> str:
-    """The distribution's name (os-release(5)), or else the platform's."""
-    for file in ("/etc/os-release", "/usr/lib/os-release"):
-        try:
-            content = from_bytes(Path(file).read_bytes())
-        except OSError:
-            continue
-        if name := re.search(r"^PRETTY_NAME=(.*)$", content, re.MULTILINE):
-            return name[1].strip().strip("\"'")
-    return platform.platform(terse=True)
+    return network_interfaces.global_addresses()
 
 
 TABLES = (

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from zeek_agent.community_id import packed_community_id
-from zeek_agent.host.linux.host_sockets import sockets_by_namespace
-from zeek_agent.host.linux.internet_sockets import (
+from zeek_agent.host.internet_sockets import (
     TCP,
     UDP,
     UDPLITE,
@@ -18,6 +17,7 @@ from zeek_agent.host.linux.internet_sockets import (
     address_text,
     state_mask,
 )
+from zeek_agent.host.linux.host_sockets import sockets_by_namespace
 from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess, socket_holders
 from zeek_agent.schema import Column, Parameter, Row
 from zeek_agent.table import Constraints, Table

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from zeek_agent import platforms
 from zeek_agent.schema import Column
 from zeek_agent.table import Table
-from zeek_agent.tables._process_columns import EXECUTABLE, process_columns
+from zeek_agent.tables._process_columns import ACCOUNT, EXECUTABLE, process_columns
 from zeek_agent.tables._traffic_columns import traffic_columns
 
 processes_events = Table(
@@ -14,13 +15,16 @@ processes_events = Table(
         "One row when a process starts (by executing a program, or by a fork without exec) and one when it stops, from "
         "the event store. Values that a source cannot provide are null; `zeek_agent_sources` shows the active backend "
         "and its losses. `exe_device`, `exe_inode` and `exe_mntns` identify the executable at the moment of the exec, "
-        "by eBPF only: other sources learn of it later, when the process may already execute something else. Processes "
+        "by eBPF and eslogger only (macOS has no mount namespaces): other sources learn of it later, when the process "
+        "may already execute something else. Processes "
         "that began while the agent did not record, or whose start was lost, and that still run afterwards, have a row "
         "with `found_running`."
     ),
     columns=[
         Column("time", "time", "when it happened"),
-        Column("name", "text", "short name of the process, at most 15 bytes (comm in proc(5))"),
+        Column(
+            "name", "text", "short name of the process, at most 15 bytes (comm in proc(5)); on macOS, its executable's"
+        ),
         Column("pid", "count", "process id"),
         Column("ppid", "count", "process id of the parent, the process that forked this one"),
         Column("uid", "count", "effective user id"),
@@ -51,12 +55,14 @@ processes_events = Table(
             "buffer was full, and was found running afterwards; the columns show it as it was then",
             added=True,
         ),
+        *process_columns(*ACCOUNT, added=True, hidden=True),
     ],
     examples=[
         "SELECT time, exe, cmdline, uid FROM processes_events WHERE state = 'started'",
         'SELECT parent_exe, exe, count(*) AS "starts:count" FROM processes_events GROUP BY parent_exe, exe',
     ],
     kind="events",
+    platforms=platforms.KEYS,
 )
 
 sockets_events = Table(
@@ -127,6 +133,7 @@ sockets_events = Table(
             added=True,
         ),
         Column("remote_name", "text", "name for which the process had looked up `remote_addr`", added=True),
+        *process_columns(*ACCOUNT, added=True, hidden=True),
     ],
     examples=[
         "SELECT time, process, remote_addr, remote_port FROM sockets_events WHERE direction = 'outbound'",
@@ -139,6 +146,7 @@ sockets_events = Table(
         ),
     ],
     kind="events",
+    platforms=platforms.KEYS,
 )
 
 dns_events = Table(
@@ -147,7 +155,8 @@ dns_events = Table(
     description=(
         "One row for each question that a process of this host asked a DNS server, when the answer has arrived, or "
         "after 15 seconds without one; from the event store. Servers are recognized by port 53 and those of "
-        "`sources.dns_ports`, over UDP and TCP. Only eBPF records them. A process that leaves lookups to a service has "
+        "`sources.dns_ports`, over UDP and TCP. Only eBPF records them, and Sysmon on Windows, which knows neither the "
+        "server nor the type of the question. A process that leaves lookups to a service has "
         "no row of its own unless it asks the service over DNS, as it does with systemd-resolved's stub at 127.0.0.53: "
         "then the service has a row with `via`. Questions within an encrypted connection (DNS over TLS or HTTPS) are "
         "not visible. The first 4,096 bytes of a message are read."
@@ -186,6 +195,7 @@ dns_events = Table(
         "GROUP BY process, query",
     ],
     kind="events",
+    platforms=("linux", "win32"),
 )
 
 files_events = Table(

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
-from typing import Final
 
 from zeek_agent.host.files.file_rules import RefusedError
 from zeek_agent.host.files.gate import Purpose
-from zeek_agent.host.files.globbing import Match
+from zeek_agent.host.files.globbing import Match, literal
 from zeek_agent.host.files.hashing import ALGORITHMS, hashes_of
 from zeek_agent.host.files.reads import Omission
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints, Table
 from zeek_agent.tables.files import PATTERN, asked_pattern, matched
 from zeek_agent.text import from_os
-
-_WILDCARD: Final = re.compile(r"[*?\[\\]")
 
 file_hashes = Table(
     "file_hashes",
@@ -72,10 +68,10 @@ def hashed(wanted: Constraints) -> Iterator[Row]:
 def _matches(wanted: Constraints) -> Iterator[Match]:
     """The paths that match the pattern, and the path equal to it, because names of programs may contain wildcards."""
     spelt = asked_pattern(wanted)
-    if _WILDCARD.search(spelt) is None:
+    escaped = literal(spelt)
+    if escaped == spelt:
         yield from matched(wanted)
         return
-    escaped = _WILDCARD.sub(r"\\\g<0>", spelt)
     yield from matched(wanted, escaped)
     yield from (match for match in matched(wanted) if match.path != spelt)
 

@@ -72,7 +72,7 @@ logins_events = Table(
         "while the agent was down are recorded once it is running again, as far as logs and files have them. "
         "`verified` is false if any local user could have written the only message about the event, as in the files "
         "of a syslog daemon. The user name of a failed login is what the client sent: it can be anything, even a "
-        "password that was typed at the wrong prompt."
+        "password that was typed at the wrong prompt. On Windows, rows are the logon events of the Security log."
     ),
     columns=[
         Column("time", "time", "when it happened"),
@@ -90,9 +90,19 @@ logins_events = Table(
         Column("remote_port", "count", "the client's port; with `remote_addr` it joins the row with `sockets_events`"),
         Column("pid", "count", "process that reported the event: the one of sshd for this connection, su, sudo, …"),
         Column("process", "text", "short name of that process"),
-        Column("session", "count", "the kernel's session id, as in `processes` and `logins`"),
+        Column(
+            "session",
+            "count",
+            "the kernel's session id, as in `processes` and `logins`; on Windows the logon id, "
+            "as in `processes_events`",
+        ),
         Column("entity_id", "text", "unique id of that process, never reused"),
-        Column("method", "text", "`password`, `publickey`, `keyboard-interactive/pam`, …; otherwise the PAM service"),
+        Column(
+            "method",
+            "text",
+            "`password`, `publickey`, `keyboard-interactive/pam`, …; otherwise the PAM service; on Windows "
+            "the type of logon and the protocol, as in `remote_interactive/Negotiate`",
+        ),
         Column("command", "text", "sudo: the command, up to 4,096 characters; secrets in it are masked"),
         Column("outcome", "text", "`success` or `failure`"),
         Column("reason", "text", "why it failed: `unknown user`, `authentication failure`, sudo's own words, …"),
@@ -100,7 +110,7 @@ logins_events = Table(
             "source",
             "text",
             "sources that reported it: `journal`, `syslog`, `audit`, `kernel`, `wtmp`, `btmp`, `wtmpdb`, `lastlog2`, "
-            "separated by commas",
+            "separated by commas; on Windows `security`",
         ),
         Column("verified", "bool", "whether only root, or the user himself, could have caused one of these reports"),
         Column("cursor", "text", "positions in the sources, from which recording resumes", added=True),
@@ -112,6 +122,7 @@ logins_events = Table(
         "SELECT time, user, target_user, command FROM logins_events WHERE action = 'sudo'",
     ],
     kind="events",
+    platforms=("linux", "win32"),
 )
 
 TABLES = (logins, logins_events)

@@ -1,17 +1,25 @@
-"""The host's network configuration, from rtnetlink(7)."""
+"""The host's network configuration, from rtnetlink(7); on other systems by psutil."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from operator import attrgetter
+from typing import TYPE_CHECKING
 
+from zeek_agent import platforms
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints, Table
+
+if TYPE_CHECKING:
+    from zeek_agent.host.network_interface import Interface
 
 network_interfaces = Table(
     "network_interfaces",
     "network interfaces, their addresses and counters",
-    description="All interfaces in the agent's network namespace. Counters start when the interface is created.",
+    description=(
+        "All interfaces in the agent's network namespace. Counters start when the interface is created. "
+        "[On macOS and Windows](platforms.md), columns that the system has no value for are null."
+    ),
     columns=[
         Column("name", "text", "name of the interface"),
         Column("index", "count", "interface index of the kernel"),
@@ -37,6 +45,7 @@ network_interfaces = Table(
         "SELECT name, address.value FROM network_interfaces, json_each(addresses) AS address",
         "SELECT name FROM network_interfaces WHERE promiscuous",
     ],
+    platforms=platforms.KEYS,
 )
 
 _COUNTERS = [column.name for column in network_interfaces.columns if column.name.startswith(("rx_", "tx_"))]
@@ -44,10 +53,8 @@ _counters = attrgetter(*_COUNTERS)
 
 
 @network_interfaces.snapshot
-def list_interfaces(_: Constraints) -> Iterator[Row]:
-    from zeek_agent.host.linux import interfaces as rtnetlink
-
-    found = rtnetlink.list_interfaces()
+def list_interfaces(wanted: Constraints) -> Iterator[Row]:
+    found = _interfaces(wanted.context.platform.group)
     names = {interface.index: interface.name for interface in found}
     for interface in found:
         counters = (None,) * len(_COUNTERS) if interface.statistics is None else _counters(interface.statistics)
@@ -64,6 +71,16 @@ def list_interfaces(_: Constraints) -> Iterator[Row]:
             names.get(interface.master) if interface.master else None,
             *counters,
         )
+
+
+def _interfaces(group: str) -> list[Interface]:
+    if group == "linux":
+        from zeek_agent.host.linux import interfaces as rtnetlink
+
+        return rtnetlink.list_interfaces()
+    from zeek_agent.host.portable.system import portable_system
+
+    return portable_system(group).interfaces()
 
 
 TABLES = (network_interfaces,)

@@ -1,15 +1,14 @@
-"""Internet sockets and the processes that hold them, from sock_diag(7) and proc(5)."""
+"""Internet sockets and the processes that hold them, from sock_diag(7) and proc(5); on other systems by psutil."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from typing import NamedTuple, TypeAlias
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
+from zeek_agent import platforms
 from zeek_agent.bpf.iterators import loaded_iterators
 from zeek_agent.community_id import PORT_PROTOCOLS, packed_community_id
-from zeek_agent.host.linux.host_sockets import packet_sockets_by_namespace, sockets_by_namespace
-from zeek_agent.host.linux.interfaces import list_interfaces
-from zeek_agent.host.linux.internet_sockets import (
+from zeek_agent.host.internet_sockets import (
     ALL_STATES,
     PROTOCOLS,
     STATES,
@@ -21,12 +20,18 @@ from zeek_agent.host.linux.internet_sockets import (
     address_text,
     state_mask,
 )
+from zeek_agent.host.linux.host_sockets import packet_sockets_by_namespace, sockets_by_namespace
+from zeek_agent.host.linux.interfaces import list_interfaces
 from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess, network_namespace, socket_holders
 from zeek_agent.recording.sockets.conntrack import list_translations
 from zeek_agent.recording.sockets.socket_event import UNTRANSLATED, Ends, Translation
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Constraints, Table
 from zeek_agent.tables._process_columns import EXECUTABLE, process_columns
+
+if TYPE_CHECKING:
+    from zeek_agent.host.portable.processes import PortableProcesses
+    from zeek_agent.host.portable.system import PortableSystem
 
 sockets = Table(
     "sockets",
@@ -37,7 +42,8 @@ sockets = Table(
         "a connection in TIME_WAIT, has one row with `pid` null. An IPv6 socket that carries IPv4 traffic is shown as "
         "`IPv4`, with IPv4 addresses. Where the host translates addresses (NAT), as for containers, the "
         "`translated_` columns contain the addresses and ports that a sensor outside the host sees. They are null "
-        "for untranslated connections."
+        "for untranslated connections. [On macOS and Windows](platforms.md), only TCP and UDP sockets are listed; "
+        "Windows does not report the peers of UDP sockets, so they are null."
     ),
     columns=[
         Column("pid", "count", "process that holds the socket; null if the agent sees none"),
@@ -72,6 +78,7 @@ sockets = Table(
         "SELECT process, remote_addr, remote_port, community_id FROM sockets WHERE state = 'ESTABLISHED'",
         "SELECT * FROM sockets WHERE pid = 1",
     ],
+    platforms=platforms.KEYS,
 )
 
 listening_ports = Table(
@@ -97,6 +104,7 @@ listening_ports = Table(
         ),
     ],
     examples=["SELECT protocol, port, address, process, exe FROM listening_ports ORDER BY protocol, port"],
+    platforms=platforms.KEYS,
 )
 
 packet_sockets = Table(
@@ -126,6 +134,9 @@ packet_sockets = Table(
 TRANSLATED = ("translated_local_addr", "translated_local_port", "translated_remote_addr", "translated_remote_port")
 _NUMBER_OF_STATE = {name: [number for number, text in STATES.items() if text == name] for name in STATES.values()}
 _BOUND_STATES = state_mask((TcpState.LISTEN, TcpState.CLOSE))
+_PROTOCOL = [column.name for column in sockets.columns].index("protocol")
+_REMOTE = slice(_PROTOCOL + 3, _PROTOCOL + 5)
+"""The position of the peer's address and port."""
 _UNOWNED_STATES = state_mask((TcpState.TIME_WAIT, TcpState.NEW_SYN_RECV))
 """TIME_WAIT and NEW_SYN_RECV: busy hosts have tens of thousands, and no process holds one."""
 
@@ -148,9 +159,14 @@ OwnedSocket: TypeAlias = tuple[InternetSocket, int | None, int | None, int | Non
 
 
 @sockets.snapshot
-def open_sockets(wanted: Constraints) -> Iterator[Row]:
+def open_sockets(wanted: Constraints) -> Iterable[Row]:
+    rows = _socket_rows(wanted)
+    return rows if _is_linux(wanted) else _without_unknown_peers(wanted, rows)
+
+
+def _socket_rows(wanted: Constraints) -> Iterator[Row]:
     with_community_id = wanted.needs("community_id")
-    translated = list_translations() if wanted.needs(*TRANSLATED) else {}
+    translated = list_translations() if wanted.needs(*TRANSLATED) and _is_linux(wanted) else {}
     for found, netns, pid, fd, owner in _held(wanted, PROTOCOLS, _states(wanted)):
         yield (
             pid,
@@ -179,7 +195,7 @@ def open_sockets(wanted: Constraints) -> Iterator[Row]:
 
 @listening_ports.snapshot
 def listeners(wanted: Constraints) -> Iterator[Row]:
-    own = network_namespace(Procfs(wanted.context.proc).root, "self")
+    own = network_namespace(Procfs(wanted.context.proc).root, "self") if _is_linux(wanted) else None
     for found, netns, pid, _, owner in _held(wanted, (TCP, UDP, UDPLITE), _BOUND_STATES):
         if found.local_port and (found.state == TcpState.LISTEN or found.protocol != TCP):
             yield (
@@ -236,6 +252,9 @@ def _held(wanted: Constraints, protocols: Collection[int], states: int) -> Itera
     only_protocols = wanted.integers("protocol")
     if only_protocols is not None:
         protocols = [protocol for protocol in protocols if protocol in only_protocols]
+    if not _is_linux(wanted):
+        yield from _held_elsewhere(wanted, protocols, states)
+        return
     procfs = Procfs(wanted.context.proc)
     only_pids = wanted.integers("pid")
     pids = procfs.pids() if only_pids is None else only_pids
@@ -256,6 +275,62 @@ def _held(wanted: Constraints, protocols: Collection[int], states: int) -> Itera
                 if owner is None:
                     owner = owners[pid] = _owner(procfs, pid, wanted)
                 yield socket, netns, pid, fd, owner
+
+
+def _held_elsewhere(wanted: Constraints, protocols: Collection[int], states: int) -> Iterator[OwnedSocket]:
+    """The same on systems without Linux's kernel interfaces."""
+    system = _system(wanted)
+    processes = system.processes()
+    owners: dict[int | None, Owner] = {None: Owner()}
+    for found, pid, fd in system.sockets(
+        lambda withheld: wanted.report(str(withheld)), wanted.integers("pid"), wanted.check
+    ):
+        if found.protocol not in protocols or (states != ALL_STATES and not states >> found.state & 1):
+            continue
+        if pid not in owners:
+            owners[pid] = _owner_elsewhere(processes, pid, wanted)
+        yield found, None, pid, fd, owners[pid]
+
+
+def _owner_elsewhere(processes: PortableProcesses, pid: int | None, wanted: Constraints) -> Owner:
+    if pid is None:
+        return Owner()
+    try:
+        with processes.process(pid) as process:
+            raw = process.arguments if wanted.needs("cmdline", "argv") else None
+            command_line = wanted.context.access.masker.command_line(raw) if raw else None
+            return Owner(
+                process.name,
+                process.exe if wanted.needs("exe") else None,
+                command_line.cmdline if command_line else None,
+                None,
+                process.entity_id if wanted.needs("entity_id") else None,
+                command_line.argv if command_line else None,
+            )
+    except ProcessLookupError:
+        return Owner()
+
+
+def _without_unknown_peers(wanted: Constraints, rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows, with the peers of UDP sockets null where the system does not report them."""
+    if _system(wanted).has_datagram_peers:
+        yield from rows
+        return
+    for row in rows:
+        cells = list(row)
+        if cells[_PROTOCOL] == UDP:
+            cells[_REMOTE] = [None, None]
+        yield cells
+
+
+def _system(wanted: Constraints) -> PortableSystem:
+    from zeek_agent.host.portable.system import portable_system
+
+    return portable_system(wanted.context.platform.group)
+
+
+def _is_linux(wanted: Constraints) -> bool:
+    return wanted.context.platform.group == "linux"
 
 
 def _owner(procfs: Procfs, pid: int | None, wanted: Constraints) -> Owner:

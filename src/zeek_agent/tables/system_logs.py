@@ -14,7 +14,11 @@ system_logs_events = Table(
         "the journal can verify are then null. Recording begins with the agent's first start. Entries that were "
         "logged while the agent was down are recorded once it is running again, unless they are older than "
         "`events.retention_age`. `pid`, `uid`, `exe` and `unit` come from the kernel through the journal; everything "
-        "else is text that the logging program chose, so do not trust it."
+        "else is text that the logging program chose, so do not trust it. On macOS, one row per entry of the unified "
+        "log that `sources.log_predicate` selects, while the agent runs; `identifier` is `subsystem:category`. "
+        "On Windows, one row per event of the logs System, Application and Security, except starts and ends of "
+        "processes and permitted connections, which other tables have; `process` is then the provider, and "
+        "`identifier` the log."
     ),
     columns=[
         Column("time", "time", "when the entry was logged"),
@@ -35,7 +39,8 @@ system_logs_events = Table(
         Column(
             "cursor",
             "text",
-            "position of the entry: for `journalctl --cursor=…`; for files, the inode and the offset after it",
+            "position of the entry: for `journalctl --cursor=…`; for files, the inode and the offset after it; on "
+            "Windows the log and the number of the record",
             added=True,
         ),
     ],
@@ -44,6 +49,7 @@ system_logs_events = Table(
         "SELECT time, process, pid, message FROM system_logs_events WHERE facility IN (4, 10)",
     ],
     kind="events",
+    platforms=("linux", "darwin", "win32"),
 )
 
 TABLES = (system_logs_events,)

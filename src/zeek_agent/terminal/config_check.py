@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import structs
 
-from zeek_agent import destination, paths
+from zeek_agent import destination, paths, platforms
 from zeek_agent.access import AccessPolicy
 from zeek_agent.access_defaults import SECRETS_DENY
 from zeek_agent.config import AccessSettings
-from zeek_agent.control.unix_listener import group_id
 from zeek_agent.errors import UsageError
 from zeek_agent.host_tables import host_tables, own_tables
 
 if TYPE_CHECKING:
-    from zeek_agent.config import Config, TlsSettings
+    from zeek_agent.config import Config, SourceSettings, TlsSettings
     from zeek_agent.destination import Destination
 
 
@@ -169,6 +168,7 @@ def _problems(config: Config) -> Iterator[UsageError]:
     yield from _table_rules(config)
     yield from _column_rules(config)
     yield from _path_rules(config.access)
+    yield from _source_backends(config.sources)
     for name, file in (*_tls_files("zeek.tls", config.zeek.tls), *_tls_files("bus.tls", config.bus.tls)):
         if file is not None and not os.access(file, os.R_OK):
             yield UsageError(f"{name}: cannot read {file}")
@@ -179,9 +179,9 @@ def _problems(config: Config) -> Iterator[UsageError]:
 
         yield from _refused(partial(require_packages, target))
     if config.control.group is not None:
-        yield from _refused(partial(group_id, config.control.group, "control"))
+        yield from _refused(partial(platforms.HERE.control.check_group, config.control.group, "control"))
     if config.metrics.group is not None:
-        yield from _refused(partial(group_id, config.metrics.group, "metrics"))
+        yield from _refused(partial(platforms.HERE.control.check_group, config.metrics.group, "metrics"))
     if config.log.file is not None and not Path(config.log.file).absolute().parent.is_dir():
         yield UsageError(f"log.file: no such directory: {Path(config.log.file).absolute().parent}")
     for item in config.osquery.required_columns:
@@ -222,6 +222,16 @@ def _path_rules(settings: AccessSettings) -> Iterator[UsageError]:
             for regex, cause in _MISUNDERSTOOD:
                 if regex.search(path) is not None:
                     log.warning("access.%s: %r: %s", name, rule, cause)
+
+
+def _source_backends(settings: SourceSettings) -> Iterator[UsageError]:
+    """Backends of another platform, with which nothing would be recorded."""
+    from zeek_agent.recording import registry
+
+    for kind, known in registry.unknown_backends(settings).items():
+        choices = ", ".join(["auto", *known, "off"])
+        name = platforms.HERE.name
+        yield UsageError(f"sources.{kind}: {getattr(settings, kind)} does not exist on {name}; choose one of {choices}")
 
 
 _PATH_RULES: Final = ("paths_allow", "paths_deny", "files_allow")

@@ -11,8 +11,6 @@ import ctypes
 import os
 import platform
 import shutil
-import socket
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -21,12 +19,14 @@ from typing import TYPE_CHECKING, Any, Final
 import apsw
 import msgspec
 
-from zeek_agent import destination, directories, locks, paths
+from zeek_agent import destination, paths, platforms
 from zeek_agent.control.messages import NoAgentError
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.events.store import NewerStoreError
+from zeek_agent.file_lock import EXPOSURE_ADVICE, LockHeldError
 from zeek_agent.host.linux import capabilities
 from zeek_agent.host.linux.capabilities import Capability
+from zeek_agent.platforms import PROGRAM
 from zeek_agent.terminal import config_check, console, responders, worker_checks
 from zeek_agent.terminal.check import Check, kernel_setting
 from zeek_agent.text import clipped, visible
@@ -66,9 +66,17 @@ def run_checks(config: Config, origins: Mapping[str, str]) -> list[Check]:
         checks += own_table_checks.checks(config)
     checks += _store(places.store)
     checks += _agent(config)
-    if sys.platform == "linux":
+    if platforms.HERE.key == "linux":
         checks += [*_privileges(), *_kernel(), *_bpf(), *_cgroup(), *_audit()]
         checks += [*worker_checks.protections(config), *worker_checks.fuse_timeout()]
+    elif platforms.HERE.key == "darwin":
+        from zeek_agent.terminal import macos_checks
+
+        checks += macos_checks.checks()
+    elif platforms.HERE.key == "win32":
+        from zeek_agent.terminal import windows_checks
+
+        checks += windows_checks.checks()
     checks += _osquery(config.osquery)
     for target in destination.parse_all(config.zeek.destinations):
         if target.is_bus:
@@ -120,10 +128,10 @@ def _state(state: Path, wanted: int) -> Iterator[Check]:
         yield Check("state directory", "warn", f"{state} is not writable", advice)
         return
     if place == state:
-        if reason := locks.directory_exposure(state):
-            yield Check("state directory", "fail", reason, f"{locks.EXPOSURE_ADVICE} or choose another --state-dir")
+        if reason := platforms.HERE.directory_exposure(state):
+            yield Check("state directory", "fail", reason, f"{EXPOSURE_ADVICE} or choose another --state-dir")
             return
-        if reason := locks.group_exposure(state):
+        if reason := platforms.HERE.group_exposure(state):
             yield Check("state directory", "warn", reason, "its members can replace the agent's files: chmod g-w it")
     free = shutil.disk_usage(place).free
     room = f"{state}, {free // 2**20} MiB free"
@@ -209,8 +217,8 @@ def _collector(logs: Path) -> Iterator[Check]:
             yield _collector_check(f"cannot write {logs}")
             return
         if lock.exists():
-            locks.acquire_lock(lock, legacy_directory=logs).close()
-    except locks.LockHeldError as error:
+            platforms.HERE.acquire_lock(lock, legacy_directory=logs).close()
+    except LockHeldError as error:
         yield _collector_check(f"another collector{error.holder} writes its logs to {logs}")
     except OSError as error:
         yield _collector_check(f"cannot write {error.filename or logs}: {error.strerror}")
@@ -231,7 +239,7 @@ def _active_sources(rows: Sequence[Sequence[Any]]) -> Iterator[Check]:
         better: list[str] = []
         for backend, active, reason, error in (rest for source, *rest in rows if source == kind):
             if active:
-                lacking = [str(error)] if error else []
+                lacking = [str(each) for each in (reason, error) if each]
                 if better and (kind, backend) in shortcomings:
                     lacking.append(shortcomings[kind, backend])
                 found = "; ".join([f"{kind} by {backend}, active", *lacking])
@@ -257,7 +265,8 @@ def _sources(settings: SourceSettings) -> Iterator[Check]:
     from zeek_agent.recording.files.file_watcher_link import Startable
     from zeek_agent.recording.registry import candidates
 
-    watchers = Startable() if Capability.SYS_ADMIN in capabilities.effective() else None
+    is_linux = platforms.HERE.key == "linux"
+    watchers = Startable() if is_linux and Capability.SYS_ADMIN in capabilities.effective() else None
     for kind, sources in candidates(settings, watchers=watchers).items():
         essential = any(source.essential for source in sources)
         best: str | None = None
@@ -265,8 +274,8 @@ def _sources(settings: SourceSettings) -> Iterator[Check]:
             name, reason = f"{kind} by {source.backend}", source.probe()
             if reason is None and best is None:
                 best = source.backend
-                lacking = f"; {source.shortcoming}" if number and source.shortcoming else ""
-                yield Check("events", "ok", f"{name}: will be used{lacking}")
+                lacking = [source.note, source.shortcoming if number else None]
+                yield Check("events", "ok", "; ".join([f"{name}: will be used", *filter(None, lacking)]))
             elif reason is None:
                 yield Check("events", "ok", f"{name}: available as a fallback")
             elif best is None:
@@ -280,12 +289,12 @@ def _sources(settings: SourceSettings) -> Iterator[Check]:
 def _privileges() -> Iterator[Check]:
     held = capabilities.effective()
     missing = {capability.name: lost for capability, lost in WITHOUT_CAPABILITY.items() if capability not in held}
-    who = f"uid {os.geteuid()}"
+    who = platforms.HERE.user()
     if not missing:
         yield Check("privileges", "ok", f"{who}, all capabilities that the agent uses")
         return
     allow = "allow them in its unit (CapabilityBoundingSet) or container"
-    remedy = "run as root, or grant them" if os.geteuid() else allow
+    remedy = "run as root, or grant them" if not platforms.HERE.is_privileged() else allow
     found = f"{who}, without CAP_{', CAP_'.join(missing)}"
     yield Check("privileges", "warn", found, f"{remedy}; without them, {'; '.join(missing.values())}")
 
@@ -332,8 +341,10 @@ def _cgroup() -> Iterator[Check]:
 
 
 def _audit() -> Iterator[Check]:
+    from zeek_agent.host.linux import netlink
+
     try:
-        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_AUDIT).close()
+        netlink.channel(NETLINK_AUDIT).close()
         yield Check("audit", "ok", "available in the kernel")
     except OSError as error:
         yield Check("audit", "warn", f"not available: {error.strerror}", "only matters if eBPF does not work")
@@ -378,7 +389,7 @@ def _zeek(url: str, settings: ZeekSettings) -> Iterator[Check]:
 
     target = destination.parse(url)
     try:
-        answer = asyncio.run(_first_answer(target, settings))
+        answer = platforms.HERE.run(_first_answer(target, settings))
     except (OSError, WebSocketException, ZeekAgentError) as error:
         yield Check("zeek", "fail", connection_errors.explain(error, target), "`zeek-agent run` keeps retrying")
     else:
@@ -389,7 +400,7 @@ async def _first_answer(target: Destination, settings: ZeekSettings) -> Ack | Er
     from zeek_agent.zeek import connection_errors, protocol
     from zeek_agent.zeek.connection import open_websocket
 
-    async with await open_websocket(target, settings, f"{directories.NAME}-doctor") as websocket:
+    async with await open_websocket(target, settings, f"{PROGRAM}-doctor") as websocket:
         await websocket.send(protocol.subscription_message([]))
         try:
             async with asyncio.timeout(settings.ack_timeout):

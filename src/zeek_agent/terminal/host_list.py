@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from zeek_agent import locks
+from zeek_agent import platforms
 from zeek_agent.collector import hosts_file
 from zeek_agent.collector.log_files import LOCK
 from zeek_agent.errors import ZeekAgentError
@@ -112,7 +112,7 @@ def read(directory: Path) -> KnownHosts:
     file = directory / hosts_file.NAME
     try:
         content = hosts_file.read(directory)
-        is_collecting = locks.is_held(directory / LOCK)
+        is_collecting = platforms.HERE.is_lock_held(directory / LOCK)
     except OSError as error:
         raise ZeekAgentError(f"cannot read {error.filename or file}: {error.strerror}; {_ADVICE}") from None
     if not content.bytes:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+from zeek_agent import platforms
 
 HISTORY_ENTRIES: Final = 5_000
 """Bounds the history file."""
@@ -19,7 +21,7 @@ log = logging.getLogger(__name__)
 def line_editing(history: Path, completions: Callable[[str, str], list[str]]) -> Iterator[None]:
     """Enable line editing for `input`. `completions(before, word)` returns completions of the word at the cursor."""
     try:
-        import readline
+        readline: Any = import_module("readline")  # which Windows lacks: its console edits lines
     except ImportError:
         yield
         return
@@ -61,8 +63,8 @@ def _load(read: Callable[[str], None], history: Path) -> None:
 def _save(write: Callable[[str], None], history: Path) -> None:
     """Save the history, readable only by its owner, because statements may contain secrets."""
     try:
-        history.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(history, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        platforms.HERE.make_private_directory(history.parent)
+        platforms.HERE.make_private_file(history)
         write(str(history))
     except OSError as error:
         log.warning("cannot keep the history in %s: %s", history, error.strerror)

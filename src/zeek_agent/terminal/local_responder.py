@@ -9,7 +9,6 @@ import asyncio
 import logging
 import os
 import socket
-import sys
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from urllib.parse import quote
 import apsw
 import msgspec
 
-from zeek_agent import __version__, identity, logbook, paths
+from zeek_agent import __version__, identity, logbook, paths, platforms
 from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
 from zeek_agent.control.messages import EncodedLines, Frame, Request, decode_frame
@@ -244,7 +243,7 @@ class LocalResponder:
         self._config = config
         self._origins = origins
         self._reason = reason
-        self._loop = asyncio.Runner()
+        self._loop = asyncio.Runner(loop_factory=platforms.HERE.new_event_loop)
         self._agent: LocalAgent | None = None
         self._runner: QueryRunner | None = None
         self._osquery = OsqueryTables()
@@ -262,7 +261,7 @@ class LocalResponder:
         database = self._opened()
         self._wait(asyncio.sleep(0))  # worker processes may have ended since the last request
         answer = answering(database, self._repeater, self._status)
-        frames = answer(request, f"local uid={os.getuid()} pid={os.getpid()}")
+        frames = answer(request, f"local {_requester()}")
         try:
             while (frame := self._wait(anext(frames, None))) is not None:
                 if isinstance(frame, EncodedLines):
@@ -284,7 +283,7 @@ class LocalResponder:
     def _opened(self) -> SqlDatabase:
         """The database, opened at the first request."""
         if self._agent is None:
-            contained = sys.platform == "linux" and os.geteuid() == 0
+            contained = platforms.HERE.confines_workers and platforms.HERE.is_privileged()
             self._agent = open_agent(self._config, self._origins, self._osquery, contained=contained)
             assert self._agent.database is not None
             self._osquery.bridge = self._open_bridge(self._agent.database)
@@ -324,3 +323,9 @@ class LocalResponder:
     def _status(self) -> dict[str, Any]:
         places = paths.locate_for_commands(self._config)
         return {"running": False, "version": __version__, "state_dir": str(places.state)}
+
+
+def _requester() -> str:
+    """This user and process, for the audit log: `uid=1000 pid=4711`."""
+    uid = platforms.HERE.user_id()
+    return f"pid={os.getpid()}" if uid is None else f"uid={uid} pid={os.getpid()}"

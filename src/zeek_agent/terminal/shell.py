@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TextIO
 
+from zeek_agent import platforms
 from zeek_agent.control.messages import Columns, Note, Pause, Rows, SubscribeRequest, SubscriptionName
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.terminal import responders
@@ -455,7 +456,7 @@ def split_statements(text: str) -> list[str]:
 
 def _create_private(path: str, flags: int) -> int:
     """A new file is readable only by its owner, like the history: rows may contain secrets."""
-    return os.open(path, flags, 0o600)
+    return platforms.HERE.open_private(Path(path), flags)
 
 
 def _more_input() -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final
@@ -16,9 +15,10 @@ from typing import TYPE_CHECKING, Final
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import WebSocketException
 
-from zeek_agent import __version__, destination
+from zeek_agent import __version__, destination, platforms
 from zeek_agent.destination import Destination
 from zeek_agent.errors import UsageError
+from zeek_agent.platforms import Platform
 from zeek_agent.text import byte_length, clipped
 from zeek_agent.zeek import broker_json, connection_errors, message_limits, protocol, tls
 from zeek_agent.zeek.instance import Traffic
@@ -126,7 +126,7 @@ class ZeekConnection(LastingConnection):
         runner: QueryRunner,
         *,
         dial: Callable[[], Awaitable[socket.socket]] | None = None,
-        platform: str = sys.platform,
+        platform: Platform = platforms.HERE,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -138,7 +138,7 @@ class ZeekConnection(LastingConnection):
         self._identity = identity
         self._database = database
         self._runner = runner
-        self._topics = protocol.subscriptions(identity.agent, settings.groups, platform_group(platform))
+        self._topics = protocol.subscriptions(identity.agent, settings.groups, platform.group)
         self._session: Session | None = None
         self._sent_bytes = 0
         self._logged_broker = False
@@ -237,11 +237,6 @@ class ZeekConnection(LastingConnection):
 
     def _explain(self, error: Exception) -> str:
         return connection_errors.explain(error, self.destination)
-
-
-def platform_group(platform: str) -> str:
-    """The group of all agents on a platform, with version 2's names."""
-    return {"win32": "windows"}.get(platform, platform)
 
 
 async def close(websocket: ClientConnection) -> None:

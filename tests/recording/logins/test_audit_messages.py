@@ -14,7 +14,8 @@ from zeek_agent.recording.logins import audit_messages
 from zeek_agent.recording.logins.logins import AuditInput, _Parts
 from zeek_agent.recording.logins.merging import SETTLE_SECONDS, LoginMerger
 from zeek_agent.recording.logins.observation import Observation
-from zeek_agent.recording.processes.process_cache import Process, ProcessCache
+from zeek_agent.recording.processes.process import Process
+from zeek_agent.recording.processes.process_cache import ProcessCache
 
 AT = 1_700_000_000.5
 NOBODY = "pid=41 uid=0 auid=4294967295 ses=4294967295"

@@ -17,7 +17,8 @@ from zeek_agent.host.linux.stamps import TICKS
 from zeek_agent.masking.masker import Masker
 from zeek_agent.recording.logins.logins import Logins
 from zeek_agent.recording.logins.merging import REMEMBERED_MAX, SETTLE_SECONDS
-from zeek_agent.recording.processes.process_cache import Process, ProcessCache
+from zeek_agent.recording.processes.process import Process
+from zeek_agent.recording.processes.process_cache import ProcessCache
 from zeek_agent.recording.system_log.syslog import Syslog
 
 FAILED = "Failed password for root from 192.0.2.7 port 4711 ssh2"

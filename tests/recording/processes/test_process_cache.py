@@ -17,7 +17,9 @@ from zeek_agent.host.linux.procfs import ProcfsProcess as ShownProcess
 from zeek_agent.host.linux.stamps import TICKS, start_ticks
 from zeek_agent.masking.command_line import CommandLine
 from zeek_agent.masking.masker import Masker
-from zeek_agent.recording.processes.process_cache import Process, ProcessCache, read_process
+from zeek_agent.recording.processes.proc_reader import read_process
+from zeek_agent.recording.processes.process import Process
+from zeek_agent.recording.processes.process_cache import ProcessCache
 
 SECOND = 1_000_000_000
 CHILD_WITH_A_LOWER_PID = """

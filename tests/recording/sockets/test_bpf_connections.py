@@ -10,7 +10,8 @@ from recording import COLUMNS, Event
 
 from zeek_agent.bpf.records import COUNTS, SOCKET, RecordKind, SocketFlags, SocketRecord
 from zeek_agent.host.linux.stamps import start_ticks
-from zeek_agent.recording.processes.process_cache import Process, ProcessCache
+from zeek_agent.recording.processes.process import Process
+from zeek_agent.recording.processes.process_cache import ProcessCache
 from zeek_agent.recording.sockets import bpf_connections
 from zeek_agent.recording.sockets.bpf_connections import ACCEPT_TIMEOUT_NS, ConnectionTracker
 

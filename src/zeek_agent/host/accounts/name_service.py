@@ -132,7 +132,12 @@ def groups_with_ids(gids: Iterable[int]) -> Iterator[Group]:
 
 def groups_of(account: Account) -> list[str]:
     """Names of all groups that a login of this account belongs to; a nameless group is given by its number."""
-    return [_group_name(gid) for gid in group_ids(account)]
+    return group_names(group_ids(account))
+
+
+def group_names(ids: Iterable[int]) -> list[str]:
+    """The names of these groups; a nameless one is given by its number."""
+    return [_group_name(gid) for gid in ids]
 
 
 def group_ids(account: Account) -> list[int]:

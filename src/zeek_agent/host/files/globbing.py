@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
+from zeek_agent import platforms
 from zeek_agent.access import AccessPolicy, ShownFiles
 from zeek_agent.host.files.file_rules import RefusedError
 from zeek_agent.host.files.gate import Gate, OpenedFile, Purpose
@@ -31,6 +32,7 @@ PATTERN_CHARACTERS_MAX: Final = 8_192
 PATTERN_PARTS_MAX: Final = 200
 """Parts of a pattern, each of which is a search nested in the previous one's."""
 _SPECIAL: Final = re.compile(r"[*?\[]")
+_LITERAL: Final = re.compile(r"[*?\[\\]")
 _PARTS: Final = re.compile(r"/+")
 _NAMES_PER_CHECK: Final = 64
 """Names between checks of the statement's limits."""
@@ -53,11 +55,12 @@ _NOT_THERE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG})
 class Match:
     """A matching path and its directory, which stays open until the next match is requested."""
 
-    __slots__ = ("_directory", "_gate", "_name", "path")
+    __slots__ = ("_directory", "_gate", "_name", "_path", "path")
 
     def __init__(self, gate: Gate | PortableGate, path: str, directory: PathHandle, name: str) -> None:
         self._gate = gate
-        self.path = path
+        self._path = path
+        self.path = platforms.HERE.shown_path(path)
         """The path as the pattern spells it, in the form of `os.fsdecode`."""
         self._directory = directory
         self._name = name
@@ -70,7 +73,7 @@ class Match:
         gate = self._gate
         if purpose is Purpose.HASH and self._name == "exe" and gate.is_process(self._directory):
             return gate.open_executable(self._directory)
-        return gate.open_regular(gate.walk(self._directory, self._name), _absolute(self.path), purpose)
+        return gate.open_regular(gate.walk(self._directory, self._name), _absolute(self._path), purpose)
 
 
 NameFilter: TypeAlias = Callable[[str], object]
@@ -125,7 +128,7 @@ def listing(
         for number, (name, found) in enumerate(gate.statuses(directory, names, links)):
             if number % _NAMES_PER_CHECK == 0:
                 check()
-            yield _joined_pattern(path, name), found
+            yield platforms.HERE.shown_path(_joined_pattern(path, name)), found
 
 
 def _groups(
@@ -147,8 +150,8 @@ def misunderstanding(pattern: str) -> str | None:
     for regex, cause in _MISUNDERSTOOD:
         if regex.search(pattern) is not None:
             return cause
-    if not pattern.startswith("/") and os.sep == "/":
-        return "does not begin with /, and nothing matches in the agent's working directory"
+    if not platforms.HERE.inner_path(pattern).startswith("/"):
+        return f"does not begin with {platforms.HERE.path_start}, and nothing matches in the agent's working directory"
     return None
 
 
@@ -171,6 +174,7 @@ def _search(gate: Gate | PortableGate, pattern: str, check: Callable[[], None]) 
         cause = f"a pattern of more than {PATTERN_CHARACTERS_MAX} characters"
         gate.reads.leave_out(Omission.REFUSED, pattern[:PATTERN_CHARACTERS_MAX], cause)
         return
+    pattern = platforms.HERE.inner_path(pattern)
     parts = [part for part in _PARTS.split(pattern) if part]
     if len(parts) > PATTERN_PARTS_MAX:
         gate.reads.leave_out(Omission.REFUSED, pattern, f"a pattern of more than {PATTERN_PARTS_MAX} parts")
@@ -375,11 +379,18 @@ def _leave_out(gate: Gate | PortableGate, path: str, error: OSError | RefusedErr
 
 
 def _absolute(path: str) -> str:
-    return path if path.startswith("/") else str(Path.cwd() / path)
+    return path if path.startswith("/") else f"{platforms.HERE.inner_path(str(Path.cwd()))}/{path}"
 
 
 def _unescaped(part: str) -> str:
     return re.sub(r"\\(.)", r"\1", part) if "\\" in part else part
+
+
+def literal(path: str) -> str:
+    """A pattern that only this path matches."""
+    if platforms.HERE.has_root:
+        return _LITERAL.sub(r"\\\g<0>", path)
+    return _SPECIAL.sub(r"[\g<0>]", path)  # a backslash separates directories
 
 
 def is_kernels(directory: PathHandle) -> bool:
@@ -437,7 +448,8 @@ class _Steps:
 @lru_cache(maxsize=256)
 def _matcher(part: str) -> Callable[[str], object]:
     """Whether a name matches one part of a pattern, in time linear in the name's length."""
-    return re.compile(fnmatch.translate(_as_fnmatch(part))).match
+    flags = re.IGNORECASE if platforms.HERE.ignores_case else 0
+    return re.compile(fnmatch.translate(_as_fnmatch(part)), flags).match
 
 
 def _as_fnmatch(part: str) -> str:

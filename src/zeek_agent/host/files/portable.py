@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import posixpath
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator
 from io import FileIO
@@ -14,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from zeek_agent import platforms
 from zeek_agent.access import AccessPolicy, Contents, ShownFiles
 from zeek_agent.host.files.file_rules import Listed, RefusedError, content_refusal
 from zeek_agent.host.files.gate import OpenedFile, Purpose
@@ -27,6 +29,8 @@ _ENTRIES_PER_READ: Final = 256
 """Directory entries between checks of the statement's limits."""
 _NO_DESCRIPTOR: Final = -1
 _UNKNOWN_MOUNT: Final = Mount(0, "", "/", "/", "")
+_JUNCTION: Final = 0xA000_0003
+"""IO_REPARSE_TAG_MOUNT_POINT."""
 _OWNED: Final = hasattr(os, "getuid")
 
 
@@ -40,29 +44,33 @@ class PortableGate:
         self.root = self._handle_at("/", None)
 
     def walk(self, start: PathHandle, path: str) -> PathHandle:
-        return self._handle_at(os.path.normpath(f"{start.path}/{path}"), start)
+        return self._handle_at(posixpath.normpath(posixpath.join(start.path, path)), start)
 
     def enter(self, directory: PathHandle, name: str) -> PathHandle:
-        return self.walk(directory, name)
+        path = posixpath.normpath(posixpath.join(directory.path, name))
+        status = _status(os.lstat(platforms.HERE.native_path(path)))
+        return self._handle(path, status, directory)
 
     def entry_status(self, directory: PathHandle, name: str) -> FileStatus:
-        return _status(os.lstat(f"{directory.path}/{name}"))
+        return _status(os.lstat(platforms.HERE.native_path(posixpath.join(directory.path, name))))
 
     def statuses(self, directory: PathHandle, names: Iterable[str], links: Collection[str]) -> Iterator[Listed]:
         for name in names:
-            path = Path(directory.path, name)
+            path = posixpath.join(directory.path, name)
             try:
-                yield name, _status(path.stat())
+                yield name, _status(Path(platforms.HERE.native_path(path)).stat())
             except OSError:
                 try:
-                    yield name, _status(path.lstat())
+                    yield name, _status(Path(platforms.HERE.native_path(path)).lstat())
                 except FileNotFoundError:
                     continue
                 except OSError as error:
                     yield name, error
 
     def entries(self, directory: PathHandle, check: Callable[[], None]) -> Iterator[list[os.DirEntry[str]]]:
-        with os.scandir(directory.path) as entries:
+        if directory is self.root and not platforms.HERE.has_root:
+            return  # drives are entered by name only: each may be a disk that has to be woken up
+        with os.scandir(platforms.HERE.native_path(directory.path)) as entries:
             while some := list(islice(entries, _ENTRIES_PER_READ)):
                 check()
                 yield some
@@ -71,18 +79,18 @@ class PortableGate:
         return True
 
     def working_directory(self) -> PathHandle:
-        return self._handle_at(str(Path.cwd()), None)
+        return self._handle_at(platforms.HERE.inner_path(str(Path.cwd())), None)
 
     def open_regular(self, handle: PathHandle, written: str, purpose: Purpose) -> OpenedFile | None:
         if not stat.S_ISREG(handle.status.mode):
             return None
-        resolved = os.path.realpath(handle.path)
-        names = (from_os(written), from_os(resolved))
+        resolved = os.path.realpath(platforms.HERE.native_path(handle.path))
+        names = (from_os(written), from_os(platforms.HERE.inner_path(resolved)))
         if not all(map(self._access.may_read, names)):
             raise RefusedError("denied by access.paths_deny or not in access.paths_allow")
         listed = self._access.contents(names[1], self._shown)
         if purpose is Purpose.CONTENTS and listed is not Contents.CONFIGURED:
-            public = bool(handle.status.mode & stat.S_IROTH)
+            public = platforms.HERE.has_owner_ids and bool(handle.status.mode & stat.S_IROTH)
             cause = content_refusal(listed, readable_by_all=public, belongs_there=True)
             if cause is not None and not self._access.reports_only:
                 raise RefusedError(cause)
@@ -101,12 +109,17 @@ class PortableGate:
         return False
 
     def _handle_at(self, path: str, parent: PathHandle | None) -> PathHandle:
-        handle = PathHandle(_NO_DESCRIPTOR, _status(os.stat(path)), _UNKNOWN_MOUNT, path, None)  # noqa: PTH116
+        native = path if path == "/" else platforms.HERE.native_path(path)
+        return self._handle(path, _status(os.stat(native)), parent)  # noqa: PTH116
+
+    def _handle(self, path: str, status: FileStatus, parent: PathHandle | None) -> PathHandle:
+        handle = PathHandle(_NO_DESCRIPTOR, status, _UNKNOWN_MOUNT, path, None)
         handle.parent = parent
         return handle
 
 
 def _status(found: os.stat_result) -> FileStatus:
+    """`mode` is a link's for everything that leads to another place, such as Windows' junctions."""
     seconds, nanoseconds = divmod(found.st_mtime_ns, 10**9)
     return FileStatus(
         mask=0,
@@ -114,7 +127,7 @@ def _status(found: os.stat_result) -> FileStatus:
         links=found.st_nlink,
         uid=found.st_uid if _OWNED else None,
         gid=found.st_gid if _OWNED else None,
-        mode=found.st_mode,
+        mode=stat.S_IFLNK if getattr(found, "st_reparse_tag", 0) == _JUNCTION else found.st_mode,
         inode=found.st_ino,
         size=found.st_size,
         atime_seconds=int(found.st_atime),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from zeek_agent import platforms
 from zeek_agent.config import LimitSettings
 from zeek_agent.text import escaped, from_os
 
@@ -149,7 +150,7 @@ class FileReads:
         self._counts[omission] += 1
         key = f"{omission.value}: {cause}"
         if key not in self._causes and len(self._causes) < CAUSES_KEPT:
-            shown = escaped(from_os(path)) or "''"
+            shown = escaped(from_os(platforms.HERE.shown_path(path))) or "''"
             self._causes[key] = f"{shown} {omission.value} ({cause})"
         if omission is not Omission.REPORTED:
             self._note_unread(from_os(path), omission)

@@ -14,6 +14,8 @@ import threading
 from functools import cache
 from typing import Any, Final, NamedTuple
 
+from zeek_agent import platforms
+
 _AT_SYMLINK_NOFOLLOW: Final = 0x100
 _AT_NO_AUTOMOUNT: Final = 0x800
 _AT_EMPTY_PATH: Final = 0x1000
@@ -163,7 +165,7 @@ _tuple: Final = tuple.__new__
 _unpacked: Final = _LAYOUT.unpack_from
 
 # Without argument types and errno a call takes a third less time; a failed call is repeated with errno.
-_statx: Final[Any] = getattr(ctypes.CDLL(None), "statx", None) if os.name == "posix" else None
+_statx: Final[Any] = getattr(ctypes.CDLL(None), "statx", None) if platforms.HERE.key == "linux" else None
 _statx_with_errno: Final[Any] = getattr(ctypes.CDLL(None, use_errno=True), "statx", None) if _statx else None
 
 _OPENAT2: Final = 437

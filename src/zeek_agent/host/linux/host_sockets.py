@@ -7,8 +7,8 @@ import socket
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 
+from zeek_agent.host.internet_sockets import ALL_STATES, InternetSocket
 from zeek_agent.host.linux import inet_diag, proc_net, unix_sockets
-from zeek_agent.host.linux.internet_sockets import ALL_STATES, InternetSocket
 from zeek_agent.host.linux.namespaces import in_network_namespace
 from zeek_agent.host.linux.proc_net import PacketSocket
 from zeek_agent.host.linux.procfs import living_directory, network_namespace

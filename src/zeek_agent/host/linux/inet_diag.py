@@ -7,8 +7,7 @@ import struct
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Final
 
-from zeek_agent.host.linux import netlink, proc_net
-from zeek_agent.host.linux.internet_sockets import (
+from zeek_agent.host.internet_sockets import (
     ALL_STATES,
     PROTOCOLS,
     TCP,
@@ -19,6 +18,7 @@ from zeek_agent.host.linux.internet_sockets import (
     TcpTraffic,
     on_the_wire,
 )
+from zeek_agent.host.linux import netlink, proc_net
 
 _SOCK_DIAG_BY_FAMILY: Final = 20
 _REQUEST: Final = struct.Struct("=BBBBI48x")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Final
 
 from zeek_agent.host.linux.netlink import NETLINK_ROUTE, attributes, dump
+from zeek_agent.host.network_interface import Interface, Statistics
 from zeek_agent.text import from_bytes
 
 _RTM_GETLINK: Final = 18
@@ -26,41 +26,6 @@ _SCOPE_GLOBAL: Final = 0
 
 _OPERATIONAL: Final = ("unknown", "notpresent", "down", "lowerlayerdown", "testing", "dormant", "up")
 _HARDWARE: Final = {1: "ethernet", 32: "infiniband", 512: "ppp", 772: "loopback", 801: "wireless", 65534: "none"}
-
-
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """The first counters of struct rtnl_link_stats64, since the interface was created."""
-
-    rx_packets: int
-    tx_packets: int
-    rx_bytes: int
-    tx_bytes: int
-    rx_errors: int
-    tx_errors: int
-    rx_dropped: int
-    tx_dropped: int
-
-
-@dataclass(frozen=True, slots=True)
-class Interface:
-    """A network interface of the agent's network namespace.
-
-    `kind` is the virtual kind (`bridge`, `veth`, `vlan`, `wireguard`) or the hardware type (`ethernet`, `loopback`),
-    `state` the operational state of RFC 2863, `master` the index of the bridge or bond that it belongs to.
-    """
-
-    index: int
-    name: str
-    kind: str
-    mac: str | None
-    mtu: int | None
-    up: bool
-    state: str
-    promiscuous: bool
-    master: int | None
-    statistics: Statistics | None
-    addresses: list[str] = field(default_factory=list)
 
 
 def list_interfaces() -> list[Interface]:

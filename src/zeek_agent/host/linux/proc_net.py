@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from zeek_agent.host.linux.internet_sockets import ICMP, ICMP6, RAW, TCP, UDP, UDPLITE, InternetSocket, on_the_wire
+from zeek_agent.host.internet_sockets import ICMP, ICMP6, RAW, TCP, UDP, UDPLITE, InternetSocket, on_the_wire
 
 _SOCK_RAW: Final = 3
 FILES: Final = {

@@ -9,7 +9,7 @@ from typing import Final
 
 from zeek_agent.host.linux import procfs
 
-TICKS: Final = os.sysconf("SC_CLK_TCK")
+TICKS: Final = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 """USER_HZ: the unit of start times in /proc."""
 
 

@@ -14,8 +14,9 @@ from zeek_agent.text import from_bytes
 
 _SOCK_DIAG_BY_FAMILY: Final = 20
 _SHOW_NAME: Final = 1
+_AF_UNIX: Final = 1
 _ALL_STATES: Final = 0xFFFF_FFFF
-_REQUEST: Final = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, _ALL_STATES, 0, _SHOW_NAME, 0, 0)
+_REQUEST: Final = struct.pack("=BBHIIIII", _AF_UNIX, 0, 0, _ALL_STATES, 0, _SHOW_NAME, 0, 0)
 """`struct unix_diag_req` of linux/unix_diag.h."""
 _MESSAGE: Final = struct.Struct("=4xI8x")
 """`udiag_ino` of `struct unix_diag_msg`."""

@@ -17,9 +17,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from zeek_agent import text
+from zeek_agent.host.internet_sockets import ALL_STATES, TCP, UDP, InternetSocket, TcpState, on_the_wire
 from zeek_agent.host.linux import inet_diag
 from zeek_agent.host.linux.boot_clock import boot_time
-from zeek_agent.host.linux.internet_sockets import ALL_STATES, TCP, UDP, InternetSocket, TcpState, on_the_wire
 from zeek_agent.host.linux.namespaces import in_network_namespace
 from zeek_agent.host.linux.procfs import living_directory, network_namespace
 from zeek_agent.host.linux.stamps import set_or_none
@@ -36,7 +36,8 @@ from zeek_agent.recording.audit.audit_rules import (
 )
 from zeek_agent.recording.exclusions import Exclusions
 from zeek_agent.recording.listener import Listener, enlarge
-from zeek_agent.recording.processes.process_cache import Process, ProcessCache
+from zeek_agent.recording.processes.process import Process
+from zeek_agent.recording.processes.process_cache import ProcessCache
 from zeek_agent.recording.processes.process_event import PROCESSES_EVENTS
 from zeek_agent.recording.processes.process_lifecycle import ProcessLifecycle, unknown_process
 from zeek_agent.recording.sockets.socket_event import SOCKETS_EVENTS, Direction, Flow, SocketState, socket_event

@@ -222,9 +222,11 @@ def socket_rules() -> list[AuditRule]:
 
 
 def calls_of(names: Collection[str]) -> set[tuple[int, int]]:
-    """Architecture and number of these system calls on this machine."""
-    arch, calls = next(iter(_native()))
-    return {(arch, getattr(calls, name)) for name in names if getattr(calls, name) is not None}
+    """Architecture and number of these system calls on this machine; none if they are unknown there."""
+    native = _native()[:1]
+    return {
+        (arch, getattr(calls, name)) for arch, calls in native for name in names if getattr(calls, name) is not None
+    }
 
 
 def _native() -> list[tuple[int, SystemCalls]]:

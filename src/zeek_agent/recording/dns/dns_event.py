@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from zeek_agent.host.linux.internet_sockets import address_text
+from zeek_agent.host.internet_sockets import address_text
 from zeek_agent.recording.dns.dns_message import Message, code_name, type_name
 from zeek_agent.recording.sockets.socket_event import Flow, flow_id
 
 if TYPE_CHECKING:
-    from zeek_agent.recording.processes.process_cache import Process
+    from zeek_agent.recording.processes.process import Process
 
 DNS_EVENTS: Final = "dns_events"
 RESOLVERS: Final = frozenset(

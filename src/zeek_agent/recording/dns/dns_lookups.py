@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from zeek_agent.bpf.records import MESSAGE, SOCKET, SocketRecord
-from zeek_agent.host.linux.internet_sockets import TCP
+from zeek_agent.host.internet_sockets import TCP
 from zeek_agent.recording.dns.dns_event import DnsEvent, Lookup, dns_event
 from zeek_agent.recording.dns.dns_message import DnsError, Message, parse
 from zeek_agent.recording.dns.dns_streams import DnsStreams, StreamMessage

@@ -11,6 +11,7 @@ import errno
 import os
 import struct
 from collections.abc import Iterator
+from functools import cache
 from typing import Final, NamedTuple
 
 ATTRIB: Final = 0x0000_0004
@@ -60,16 +61,6 @@ _NO_XDEV: Final = 0x01
 _NO_SYMLINKS: Final = 0x04
 _O_PATH: Final = getattr(os, "O_PATH", 0)
 
-_libc: Final = ctypes.CDLL(None, use_errno=True)
-_libc.fanotify_mark.argtypes = (
-    ctypes.c_int,
-    ctypes.c_uint,
-    ctypes.c_uint64,
-    ctypes.c_int,
-    ctypes.c_char_p,
-)
-_libc.syscall.restype = ctypes.c_long
-
 
 class Event(NamedTuple):
     """One record. Keys and names are None where the kernel did not report them."""
@@ -90,7 +81,7 @@ def open_group() -> tuple[int, bool]:
     """The descriptor of a new group, and whether it reports renames as one event (Linux 5.17). Raises OSError."""
     flags = _CLOEXEC | _NONBLOCK | _DFID_NAME
     for special, joins in ((_REPORT_FID | _REPORT_TARGET_FID, True), (_REPORT_FID, False)):
-        group = _libc.fanotify_init(flags | special, os.O_RDONLY | getattr(os, "O_LARGEFILE", 0))
+        group = _libc().fanotify_init(flags | special, os.O_RDONLY | getattr(os, "O_LARGEFILE", 0))
         if group >= 0:
             return group, joins
         if ctypes.get_errno() != errno.EINVAL:
@@ -100,7 +91,7 @@ def open_group() -> tuple[int, bool]:
 
 def mark(group: int, flags: int, mask: int, directory: int) -> None:
     """Change the mark of an open directory, or of its file system. Raises OSError."""
-    if _libc.fanotify_mark(group, flags, mask, directory, None) != 0:
+    if _libc().fanotify_mark(group, flags, mask, directory, None) != 0:
         raise _error("fanotify_mark")
 
 
@@ -117,7 +108,7 @@ def mount_id(opened: int) -> int:
 def _handle(opened: int) -> tuple[bytes, int]:
     handle = ctypes.create_string_buffer(_HANDLE_SIZE.pack(_HANDLE_MAX), _HANDLE_BYTES + _HANDLE_MAX)
     mount = ctypes.c_int()
-    if _libc.name_to_handle_at(opened, b"", handle, ctypes.byref(mount), _AT_EMPTY_PATH) != 0:
+    if _libc().name_to_handle_at(opened, b"", handle, ctypes.byref(mount), _AT_EMPTY_PATH) != 0:
         raise _error("name_to_handle_at")
     (size,) = _HANDLE_SIZE.unpack_from(handle.raw)
     return handle.raw[: _HANDLE_BYTES + size], mount.value
@@ -135,7 +126,7 @@ def key_file_system(key: bytes) -> bytes:
 
 def open_key(mount: int, key: bytes, flags: int) -> int:
     """Open the object of a key; `mount` is any open file of its file system. Raises OSError: ESTALE if it is gone."""
-    opened = _libc.open_by_handle_at(mount, key[_FSID_BYTES:], flags | os.O_CLOEXEC)
+    opened = _libc().open_by_handle_at(mount, key[_FSID_BYTES:], flags | os.O_CLOEXEC)
     if opened < 0:
         raise _error("open_by_handle_at")
     return int(opened)
@@ -144,7 +135,7 @@ def open_key(mount: int, key: bytes, flags: int) -> int:
 def open_below(directory: int, name: bytes, flags: int) -> int:
     """Open an entry of a directory on the same mount, without following a link. Raises OSError: EXDEV elsewhere."""
     how = _OPEN_HOW.pack(flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0, _NO_XDEV | _NO_SYMLINKS)
-    opened = _libc.syscall(ctypes.c_long(_OPENAT2), directory, name, how, ctypes.c_size_t(len(how)))
+    opened = _libc().syscall(ctypes.c_long(_OPENAT2), directory, name, how, ctypes.c_size_t(len(how)))
     if opened < 0:
         raise _error("openat2")
     return int(opened)
@@ -197,3 +188,17 @@ def _named(records: bytes, at: int, size: int) -> tuple[bytes, bytes]:
 def _error(call: str) -> OSError:
     number = ctypes.get_errno()
     return OSError(number, f"{call}: {os.strerror(number)}")
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    library = ctypes.CDLL(None, use_errno=True)
+    library.fanotify_mark.argtypes = (
+        ctypes.c_int,
+        ctypes.c_uint,
+        ctypes.c_uint64,
+        ctypes.c_int,
+        ctypes.c_char_p,
+    )
+    library.syscall.restype = ctypes.c_long
+    return library

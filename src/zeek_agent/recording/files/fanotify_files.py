@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from zeek_agent.config import SourceSettings
     from zeek_agent.recording.bpf_monitor import BpfMonitor
     from zeek_agent.recording.files.file_watcher_link import FileWatchers
-    from zeek_agent.recording.processes.process_cache import Process
+    from zeek_agent.recording.processes.process import Process
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from zeek_agent.recording.files.watch_messages import Action, Change
 from zeek_agent.text import from_bytes
 
 if TYPE_CHECKING:
-    from zeek_agent.recording.processes.process_cache import Process
+    from zeek_agent.recording.processes.process import Process
 
 FILES_EVENTS: Final = "files_events"
 _TYPES: Final = {

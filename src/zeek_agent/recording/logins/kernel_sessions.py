@@ -9,7 +9,8 @@ from typing import Final
 from zeek_agent.host.accounts.local_accounts import LocalAccounts
 from zeek_agent.host.linux.boot_clock import boot_time
 from zeek_agent.recording.logins.observation import Action, Observation
-from zeek_agent.recording.processes.process_cache import Process, ProcessCache
+from zeek_agent.recording.processes.process import Process
+from zeek_agent.recording.processes.process_cache import ProcessCache
 from zeek_agent.recording.processes.process_event import ProcessEvent
 
 _SESSIONS_MAX: Final = 10_000

@@ -16,7 +16,8 @@ from typing import Final, NamedTuple
 from zeek_agent.host.accounts.local_accounts import LocalAccounts
 from zeek_agent.host.linux.boot_clock import boot_time
 from zeek_agent.recording.logins.auth_messages import SSH_PROGRAMS, AuthMessage
-from zeek_agent.recording.processes.process_cache import Process, ProcessCache
+from zeek_agent.recording.processes.process import Process
+from zeek_agent.recording.processes.process_cache import ProcessCache
 from zeek_agent.recording.system_log.log_entry import SystemLogEntry
 
 _SETUID_PROGRAMS: Final = frozenset({"su", "sudo"})

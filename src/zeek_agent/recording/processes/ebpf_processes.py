@@ -10,7 +10,7 @@ from zeek_agent.config import SourceSettings
 from zeek_agent.host.linux.boot_clock import boot_time
 from zeek_agent.recording.bpf_monitor import BpfMonitor
 from zeek_agent.recording.exclusions import Exclusions
-from zeek_agent.recording.processes.process_cache import Process
+from zeek_agent.recording.processes.process import Process
 from zeek_agent.recording.processes.process_changes import ProcessChange
 from zeek_agent.recording.processes.process_event import (
     PROCESSES_EVENTS,

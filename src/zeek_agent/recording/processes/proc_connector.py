@@ -23,7 +23,8 @@ from zeek_agent.recording.source import Sink, Source
 
 if TYPE_CHECKING:
     from zeek_agent.config import SourceSettings
-    from zeek_agent.recording.processes.process_cache import Process, ProcessCache
+    from zeek_agent.recording.processes.process import Process
+    from zeek_agent.recording.processes.process_cache import ProcessCache
 
 _NETLINK_CONNECTOR: Final = 11
 _NLMSG_DONE: Final = 3

@@ -1,7 +1,8 @@
 """Process cache: attributes of live processes, and of exited ones for a grace period.
 
-Event sources update the cache with forks, execs and exits; a scan of /proc seeds it. A connection reported after its
-process has exited can then still be attributed. Times are nanoseconds of CLOCK_BOOTTIME, as in the kernel.
+Event sources update the cache with forks, execs and exits; a list of the living processes seeds it. A connection
+reported after its process has exited can then still be attributed. Times are nanoseconds of the clock of
+`LivingProcesses`: on Linux CLOCK_BOOTTIME, as in the kernel.
 
 A process is identified by its pid and start (in ticks, as in /proc), so that a reused pid does not mix two processes.
 An exec begins a new version of the attributes: a lookup for an earlier time returns the earlier version.
@@ -9,74 +10,15 @@ An exec begins a new version of the attributes: a lookup for an earlier time ret
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
-from sys import intern
+from typing import TYPE_CHECKING
 
-from zeek_agent.host.entity_id import entity_id
-from zeek_agent.host.linux import procfs
-from zeek_agent.host.linux.stamps import TICKS, boot_id
-from zeek_agent.masking.command_line import CommandLine
 from zeek_agent.masking.masker import Masker
 
-
-@dataclass(slots=True, eq=False)
-class Process:
-    """Attributes of a process from `since` until it ends or executes another program (`until`).
-
-    `exe` is as in /proc/PID/exe, `uid` and `gid` are the effective ids; None means unknown or not set.
-
-    `exe_device`, `exe_inode` and `exe_mntns` identify the executable, and are known only from the record of its exec:
-    what /proc shows later may be another program, or a file that the process chose (PR_SET_MM_EXE_FILE of prctl(2)).
-    """
-
-    pid: int
-    start_ticks: int
-    since: int
-    started: int
-    entity_id: str
-    name: str
-    ppid: int = 0
-    parent_entity_id: str | None = None
-    parent_name: str | None = None
-    parent_exe: str | None = None
-    uid: int | None = None
-    gid: int | None = None
-    ruid: int | None = None
-    rgid: int | None = None
-    exe: str | None = None
-    command_line: CommandLine | None = None
-    cwd: str | None = None
-    loginuid: int | None = None
-    session: int | None = None
-    cgroup: str | None = None
-    container_id: str | None = None
-    netns: int | None = None
-    priority: str | None = None
-    vsize: int | None = None
-    rsize: int | None = None
-    until: int | None = None
-    exited: bool = False
-    exe_device: int | None = None
-    exe_inode: int | None = None
-    exe_mntns: int | None = None
-    is_reported: bool = False
-    """Whether its start was passed on, by sources that note it."""
-
-    def forget_executable(self) -> None:
-        """Note that the process may execute something else than was recorded."""
-        self.exe_device = self.exe_inode = self.exe_mntns = None
-
-    def keep_parent(self, earlier: Process) -> None:
-        """Keep the process that forked this one as its parent, even if that has ended and this one was reparented."""
-        if earlier.parent_entity_id is not None:
-            self.ppid = earlier.ppid
-            self.parent_entity_id = earlier.parent_entity_id
-            self.parent_name = earlier.parent_name
-            self.parent_exe = earlier.parent_exe
+if TYPE_CHECKING:
+    from zeek_agent.masking.command_line import CommandLine
+    from zeek_agent.recording.processes.process import LivingProcesses, Process
 
 
 class ProcessCache:
@@ -88,12 +30,16 @@ class ProcessCache:
         grace_seconds: float = 60.0,
         proc: str = "/proc",
         masker: Masker | None = None,
+        living: LivingProcesses | None = None,
     ) -> None:
-        """`masker` masks secrets in command lines before they are cached; by default, those that the agent knows."""
+        """`masker` masks secrets in command lines before they are cached; by default, those that the agent knows.
+
+        `living` reads processes from the system; by default from `proc`.
+        """
         self._limit = exited_limit
         self._grace_seconds = int(grace_seconds * 1e9)
-        self._proc = proc
         self._masker = masker or Masker()
+        self._living_processes = living or _from_proc(proc)
         self._versions: dict[int, list[Process]] = {}
         self._ended: deque[Process] = deque()
         self.has_all_starts = False
@@ -110,8 +56,8 @@ class ProcessCache:
         return (process for versions in list(self._versions.values()) for process in list(versions))
 
     def seed(self) -> None:
-        """Add the processes in /proc; existing entries are kept."""
-        strangers = [pid for pid in _procfs(self._proc).pids() if self._living(pid) is None]
+        """Add the living processes; existing entries are kept."""
+        strangers = [pid for pid in self._living_processes.pids() if self._living(pid) is None]
         shown = [process for pid in strangers if (process := self.read(pid)) is not None]
         for process in shown:
             self._add(process)
@@ -121,9 +67,9 @@ class ProcessCache:
     def started_between(self, begin: int, end: int) -> list[Process]:
         """Living processes that started in this period (boot time in ns), in the order of their starts.
 
-        The start is known to a tick of /proc, so the first and last ones may have started shortly outside of it.
+        On Linux the start is known to a tick of /proc, so the first and last ones may have started shortly outside.
         """
-        tick = 1_000_000_000 // TICKS
+        tick = self._living_processes.start_unit_ns
         living = [process for process in self if process.until is None and begin - tick <= process.started <= end]
         return sorted(living, key=lambda process: process.started)
 
@@ -158,7 +104,7 @@ class ProcessCache:
         return earliest if ticks is not None else None
 
     def find(self, pid: int, at: int | None = None, ticks: int | None = None) -> Process | None:
-        """Like `lookup`, but reads /proc if the process is not in the cache."""
+        """Like `lookup`, but reads the process from the system if it is not in the cache."""
         process = self.lookup(pid, at, ticks)
         if process is not None:
             return process
@@ -169,8 +115,8 @@ class ProcessCache:
         return process
 
     def read(self, pid: int) -> Process | None:
-        """The process from /proc, not added to the cache. None if there is no such process."""
-        process = read_process(pid, self._masker, self._proc)
+        """The living process, not added to the cache. None if there is no such process."""
+        process = self._living_processes.read(pid, self._masker)
         if process is not None:
             self._note_parent(process)
         return process
@@ -195,10 +141,10 @@ class ProcessCache:
         return process.since <= self.execs_lost_until and process.name != name
 
     def reconcile(self, now: int | None = None) -> None:
-        """End processes that are no longer in /proc, after exits may have been missed."""
-        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME) if now is None else now
+        """End processes that are no longer alive, after exits may have been missed."""
+        now = self._living_processes.now() if now is None else now
         known = list(self._versions)
-        alive = set(_procfs(self._proc).pids())
+        alive = set(self._living_processes.pids())
         for pid in known:
             if pid not in alive:
                 self.exit(pid, now)
@@ -242,49 +188,7 @@ class ProcessCache:
             del self._versions[process.pid]
 
 
-def read_process(pid: int, masker: Masker, proc: str = "/proc") -> Process | None:
-    """A process from /proc, without its parent's attributes; None if there is no such process."""
-    try:
-        with procfs.ProcfsProcess(_procfs(proc), pid) as shown:
-            if not shown.is_leader:
-                return None
-            ticks = shown.start_ticks
-            started = ticks * 1_000_000_000 // TICKS
-            return Process(
-                pid=pid,
-                start_ticks=ticks,
-                since=started,
-                started=started,
-                entity_id=entity_id(boot_id(), pid, ticks),
-                name=intern(shown.name),
-                ppid=shown.ppid,
-                parent_entity_id=None,
-                parent_name=None,
-                parent_exe=None,
-                uid=shown.uid,
-                gid=shown.gid,
-                ruid=shown.ruid,
-                rgid=shown.rgid,
-                exe=_shared(shown.exe),
-                command_line=masker.command_line(shown.arguments) if shown.arguments else None,
-                cwd=_shared(shown.cwd),
-                loginuid=shown.loginuid,
-                session=shown.session,
-                cgroup=_shared(shown.cgroup),
-                container_id=shown.container_id,
-                netns=shown.netns,
-                priority=shown.priority,
-                vsize=shown.vsize or None,
-                rsize=shown.rsize if shown.vsize else None,
-            )
-    except ProcessLookupError:
-        return None
+def _from_proc(root: str) -> LivingProcesses:
+    from zeek_agent.recording.processes.proc_reader import ProcReader
 
-
-@cache
-def _procfs(root: str) -> procfs.Procfs:
-    return procfs.Procfs(root)
-
-
-def _shared(path: str | None) -> str | None:
-    return None if path is None else intern(path)
+    return ProcReader(root)

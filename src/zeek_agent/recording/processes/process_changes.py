@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from zeek_agent.recording.processes.process_cache import Process
+    from zeek_agent.recording.processes.process import Process
     from zeek_agent.recording.processes.process_event import Exit
 
 FORK_TIMEOUT_NS: Final = 1_000_000_000

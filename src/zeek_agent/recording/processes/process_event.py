@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from msgspec import Struct, structs
 
 if TYPE_CHECKING:
-    from zeek_agent.recording.processes.process_cache import Process
+    from zeek_agent.recording.processes.process import Process
 
 PROCESSES_EVENTS: Final = "processes_events"
 
@@ -49,6 +49,8 @@ class ProcessEvent(Struct, frozen=True, gc=False):  # its values are scalars, so
     exe_inode: int | None = None
     exe_mntns: int | None = None
     found_running: bool = False
+    user: str | None = None
+    sid: str | None = None
 
 
 class Exit(NamedTuple):
@@ -100,6 +102,9 @@ def process_event(process: Process, at: int, boot_time: float, ended: Exit | Non
         process.exe_device,
         process.exe_inode,
         process.exe_mntns,
+        False,
+        process.user,
+        process.sid,
     )
 
 

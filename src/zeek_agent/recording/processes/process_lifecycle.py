@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from zeek_agent.host.entity_id import entity_id
 from zeek_agent.host.linux import boot_clock, procfs
 from zeek_agent.host.linux.stamps import TICKS, boot_id, start_ticks
-from zeek_agent.recording.processes.process_cache import Process, ProcessCache
+from zeek_agent.recording.processes.process import Process
+from zeek_agent.recording.processes.process_cache import ProcessCache
 from zeek_agent.recording.processes.process_changes import FORK_TIMEOUT_NS, PendingForks, ProcessChange
 from zeek_agent.recording.processes.process_event import (
     PROCESSES_EVENTS,

@@ -13,7 +13,8 @@ from zeek_agent.bpf.records import EXEC, EXEC_ARGUMENTS, EXEC_PATHS, EXIT, FORK,
 from zeek_agent.host.entity_id import entity_id
 from zeek_agent.host.linux.containers import container_id
 from zeek_agent.host.linux.stamps import boot_id, set_or_none, start_ticks
-from zeek_agent.recording.processes.process_cache import Process, ProcessCache
+from zeek_agent.recording.processes.process import Process
+from zeek_agent.recording.processes.process_cache import ProcessCache
 from zeek_agent.recording.processes.process_changes import PendingForks, ProcessChange
 from zeek_agent.recording.processes.process_event import Exit
 

@@ -9,8 +9,9 @@ from collections.abc import Callable, Hashable, Iterable
 from typing import Final, NamedTuple, TypeAlias
 
 from zeek_agent.bpf.records import COUNTS, SOCKET, FlowCounts, RecordKind, SocketFlags, SocketRecord
-from zeek_agent.host.linux.internet_sockets import TCP
-from zeek_agent.recording.processes.process_cache import Process, ProcessCache
+from zeek_agent.host.internet_sockets import TCP
+from zeek_agent.recording.processes.process import Process
+from zeek_agent.recording.processes.process_cache import ProcessCache
 from zeek_agent.recording.sockets.pending_flows import FlowMap, PendingFlow, PendingFlows
 from zeek_agent.recording.sockets.record_process import process_of_record, record_flow
 from zeek_agent.recording.sockets.socket_event import (

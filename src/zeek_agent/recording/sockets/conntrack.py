@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
+from zeek_agent.host.internet_sockets import address_text
 from zeek_agent.host.linux import netlink
-from zeek_agent.host.linux.internet_sockets import address_text
 from zeek_agent.recording.listener import Listener, enlarge
 from zeek_agent.recording.sockets.socket_event import SOCKETS_EVENTS, Ends, SocketEvent, Translation
 from zeek_agent.recording.source import Sink, Source

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from zeek_agent.bpf.probe import why_no_tracepoints, why_not
+from zeek_agent.host.internet_sockets import TCP, UDP, UDPLITE, TcpState
 from zeek_agent.host.linux.boot_clock import boot_time, time_since_boot
 from zeek_agent.host.linux.host_sockets import sockets_by_namespace
-from zeek_agent.host.linux.internet_sockets import TCP, UDP, UDPLITE, TcpState
 from zeek_agent.host.linux.procfs import Procfs, socket_holders
 from zeek_agent.recording.bpf_monitor import BpfMonitor, RecordStream
 from zeek_agent.recording.bpf_objects import attach_sockets
@@ -26,7 +26,8 @@ from zeek_agent.recording.source import Sink, Source
 if TYPE_CHECKING:
     from zeek_agent.config import SourceSettings
     from zeek_agent.recording.dns.remote_names import RemoteNames
-    from zeek_agent.recording.processes.process_cache import Process, ProcessCache
+    from zeek_agent.recording.processes.process import Process
+    from zeek_agent.recording.processes.process_cache import ProcessCache
 
 log = logging.getLogger(__name__)
 

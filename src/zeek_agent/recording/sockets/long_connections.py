@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
+from zeek_agent.host.internet_sockets import TCP, InternetSocket, TcpState, state_mask
 from zeek_agent.host.linux.host_sockets import sockets_by_namespace
-from zeek_agent.host.linux.internet_sockets import TCP, InternetSocket, TcpState, state_mask
 from zeek_agent.host.linux.procfs import Procfs
 from zeek_agent.recording.sockets.socket_event import Flow, SocketEvent, socket_event
 

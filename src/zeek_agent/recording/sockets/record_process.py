@@ -7,9 +7,10 @@ from typing import Final
 from zeek_agent.bpf import records
 from zeek_agent.bpf.records import SocketFlags, SocketRecord
 from zeek_agent.host.entity_id import entity_id
-from zeek_agent.host.linux.internet_sockets import on_the_wire
+from zeek_agent.host.internet_sockets import on_the_wire
 from zeek_agent.host.linux.stamps import boot_id, start_ticks
-from zeek_agent.recording.processes.process_cache import Process, ProcessCache
+from zeek_agent.recording.processes.process import Process
+from zeek_agent.recording.processes.process_cache import ProcessCache
 from zeek_agent.recording.sockets.socket_event import Flow
 
 # As a plain number, whose bits are tested several times as fast.

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from zeek_agent.host.linux.internet_sockets import TCP, InternetSocket, TcpState, state_mask
+from zeek_agent.host.internet_sockets import TCP, InternetSocket, TcpState, state_mask
 from zeek_agent.recording.sockets.socket_event import Direction, Flow, SocketEvent, SocketState, socket_event
 
 if TYPE_CHECKING:
     from zeek_agent.recording.exclusions import Exclusions
-    from zeek_agent.recording.processes.process_cache import Process
+    from zeek_agent.recording.processes.process import Process
 
 _CONNECTED: Final = frozenset(
     {
@@ -57,7 +57,9 @@ class SocketChanges:
     `find` returns the owners of sockets, by inode. The owner of a socket is searched for up to `attribution_timeout`
     seconds. A socket missing from a list is gone after `misses` more lists, because the kernel's dump can omit a socket
     while others are opened and closed. An attempt to connect that is gone waits `outcome_timeout` seconds for the
-    kernel's report of its outcome. Times are seconds since the epoch.
+    kernel's report of its outcome. `key` identifies a socket in all lists, by its network namespace and its record.
+    `ephemeral` are the ports where no server listens; by default, those of Linux's kernel. Times are seconds since the
+    epoch.
     """
 
     def __init__(
@@ -68,7 +70,10 @@ class SocketChanges:
         attribution_timeout: float,
         misses: int = 0,
         outcome_timeout: float = 0.0,
+        key: Callable[[int | None, InternetSocket], object] | None = None,
+        ephemeral: range | None = None,
     ) -> None:
+        self._key = key or _key
         self._find = find
         self._exclusions = exclusions
         self._attribution_timeout = attribution_timeout
@@ -79,7 +84,7 @@ class SocketChanges:
         self._members: dict[int | None, set[object]] = {}
         self._listeners: dict[int | None, dict[int, _OpenSocket]] = {}
         self._closed: dict[object, float] = {}
-        self._ephemeral = _ephemeral_ports()
+        self._ephemeral = _ephemeral_ports() if ephemeral is None else ephemeral
         self._rows: list[SocketEvent] = []
 
     def seed(self, netns: int | None, sockets: Iterable[InternetSocket], now: float) -> None:
@@ -109,7 +114,7 @@ class SocketChanges:
 
         `was_established`: whether its connection ever was; None if the kernel did not report that.
         """
-        key = _key(netns, socket)
+        key = self._key(netns, socket)
         if key in self._open:
             self._close(key, now, was_established)
         elif key not in self._closed and socket.connected:
@@ -157,7 +162,7 @@ class SocketChanges:
             state = self._state(socket)
             if state is None and socket.state != TcpState.SYN_SENT:
                 continue
-            key = _key(netns, socket)
+            key = self._key(netns, socket)
             present.add(key)
             entry = self._open.get(key)
             if entry is not None and entry.state is None and entry.flow[3:5] != socket[4:6]:
@@ -201,13 +206,14 @@ class SocketChanges:
 
     def _attribute(self) -> None:
         """Find the processes of sockets whose rows are not reported yet."""
-        wanted: dict[int, _OpenSocket] = {}
+        wanted: dict[int, list[_OpenSocket]] = {}
         for entry in self._unreported.values():
             if entry.inode and entry.process is None and entry.searches < _SEARCHES_MAX:
                 entry.searches += 1
-                wanted[entry.inode] = entry
+                wanted.setdefault(entry.inode, []).append(entry)
         for inode, process in self._find(set(wanted)).items() if wanted else ():
-            wanted[inode].process = process
+            for entry in wanted[inode]:
+                entry.process = process
 
     def _is_due(self, entry: _OpenSocket, now: float) -> bool:
         if entry.process is not None:

@@ -8,10 +8,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from zeek_agent.community_id import PORT_PROTOCOLS, packed_community_id
-from zeek_agent.host.linux.internet_sockets import address_text
+from zeek_agent.host.internet_sockets import address_text
 
 if TYPE_CHECKING:
-    from zeek_agent.recording.processes.process_cache import Process
+    from zeek_agent.recording.processes.process import Process
 
 SOCKETS_EVENTS: Final = "sockets_events"
 ECHOES: Final = {1: (8, 0), 58: (128, 129)}
@@ -68,6 +68,8 @@ class SocketEvent(Struct, frozen=True, gc=False):  # its values are scalars, so 
     packets_received: int | None = None
     receive_drops: int | None = None
     remote_name: str | None = None
+    user: str | None = None
+    sid: str | None = None
 
     @property
     def ends(self) -> Ends:
@@ -111,7 +113,7 @@ NO_TRAFFIC: Final[Traffic] = (None, None, None, None, None, None)
 _NO_FLOW: Final = Flow(None, None, None, None, None)
 _PROCESS_COLUMNS: Final = (
     *("pid", "process", "uid", "gid", "exe", "cmdline", "argv", "loginuid"),
-    *("container_id", "entity_id", "parent_entity_id"),
+    *("container_id", "entity_id", "parent_entity_id", "user", "sid"),
 )
 """The columns of an event that describe its process."""
 
@@ -190,6 +192,9 @@ def socket_event(
         packets_sent,
         packets_received,
         receive_drops,
+        None,
+        process.user if process else None,
+        process.sid if process else None,
     )
 
 

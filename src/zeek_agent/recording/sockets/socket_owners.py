@@ -13,7 +13,8 @@ from zeek_agent.host.linux.procfs import living_directory
 from zeek_agent.text import from_bytes
 
 if TYPE_CHECKING:
-    from zeek_agent.recording.processes.process_cache import Process, ProcessCache
+    from zeek_agent.recording.processes.process import Process
+    from zeek_agent.recording.processes.process_cache import ProcessCache
 
 _YOUNG_NS: Final = 1_000_000_000
 _RECENT_OWNERS: Final = 64

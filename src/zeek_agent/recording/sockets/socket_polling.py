@@ -14,8 +14,8 @@ import struct
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from zeek_agent.host.internet_sockets import TCP, UDP, InternetSocket
 from zeek_agent.host.linux import inet_diag, netlink
-from zeek_agent.host.linux.internet_sockets import TCP, UDP, InternetSocket
 from zeek_agent.host.linux.namespaces import in_network_namespace
 from zeek_agent.host.linux.procfs import living_directory, network_namespace
 from zeek_agent.recording.exclusions import Exclusions
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from zeek_agent.config import SourceSettings
-    from zeek_agent.recording.processes.process_cache import Process, ProcessCache
+    from zeek_agent.recording.processes.process import Process
+    from zeek_agent.recording.processes.process_cache import ProcessCache
 
 log = logging.getLogger(__name__)
 

@@ -9,12 +9,7 @@ from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from zeek_agent.bpf.iterators import loaded_iterators
-from zeek_agent.host.linux.host_sockets import (
-    packet_sockets_by_namespace,
-    sockets_by_namespace,
-    unix_sockets_by_namespace,
-)
-from zeek_agent.host.linux.internet_sockets import (
+from zeek_agent.host.internet_sockets import (
     ALL_STATES,
     ICMP,
     ICMP6,
@@ -26,6 +21,11 @@ from zeek_agent.host.linux.internet_sockets import (
     TcpState,
     address_text,
     state_mask,
+)
+from zeek_agent.host.linux.host_sockets import (
+    packet_sockets_by_namespace,
+    sockets_by_namespace,
+    unix_sockets_by_namespace,
 )
 from zeek_agent.host.linux.proc_net import PacketSocket
 from zeek_agent.host.linux.procfs import Procfs, socket_holders
@@ -83,7 +83,7 @@ listening_ports = osquery_table(
     examples=["SELECT pid, port, address FROM osquery_listening_ports WHERE protocol = 6 AND family = 2"],
 )
 
-_IPV4, _IPV6, _UNIX, _PACKET = int(socket.AF_INET), int(socket.AF_INET6), int(socket.AF_UNIX), 17
+_IPV4, _IPV6, _UNIX, _PACKET = int(socket.AF_INET), int(socket.AF_INET6), 1, 17
 _UNIX_PROTOCOL: Final = 0
 _NOBODY: Final = -1
 _NUMBERS: Final = {ICMP: ICMP, TCP: TCP, UDP: UDP, ICMP6: ICMP, UDPLITE: UDPLITE, RAW: RAW}

@@ -1,4 +1,4 @@
-"""Internet sockets: one record for all ways to list them (sock_diag(7), /proc/net)."""
+"""Internet sockets: one record for all ways to list them (sock_diag(7), /proc/net, psutil)."""
 
 from __future__ import annotations
 

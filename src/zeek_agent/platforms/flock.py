@@ -11,7 +11,7 @@ when an agent holds it: an agent of an older version that runs now, or starts la
 from __future__ import annotations
 
 import errno
-import importlib.util
+import fcntl
 import logging
 import os
 import re
@@ -23,7 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from zeek_agent.errors import ZeekAgentError
+from zeek_agent.file_lock import FileLock, LockHeldError
 
 log = logging.getLogger(__name__)
 
@@ -32,37 +32,14 @@ ATTEMPTS: Final = 100
 ATTEMPT_PAUSE_SECONDS: Final = 0.01
 """Time for another process to finish a replacement, which takes a few system calls."""
 
-EXPOSURE_ADVICE: Final = "chown it to the agent's user, chmod go-w it,"
-
 _MODE: Final = 0o600
+_LISTS_LOCKS: Final = Path("/proc/self/fdinfo").is_dir()
+"""Whether the system tells which process holds a lock; where it does not, every holder may be an agent."""
 _OPEN_FLAGS: Final = (
     os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 )
 _NOT_A_LOCK_FILE: Final = frozenset({errno.ELOOP, errno.EACCES, errno.ENXIO, errno.EISDIR})
 """Errors when opening a symbolic link, another user's file, a socket or a directory."""
-
-
-class LockHeldError(ZeekAgentError):
-    """Another process holds the lock. `holder` describes it, ` (pid 123, since …)`, or is empty when unknown."""
-
-    def __init__(self, path: Path, holder: str) -> None:
-        super().__init__(f"{path} is locked by another process{holder}")
-        self.holder = holder
-
-
-class FileLock:
-    """A lock that is held until `close` or until the process ends for any reason."""
-
-    def __init__(self, *descriptors: int) -> None:
-        self._descriptors = list(descriptors)
-
-    def add(self, descriptor: int) -> None:
-        """Keep another descriptor open for as long as the lock is held."""
-        self._descriptors.append(descriptor)
-
-    def close(self) -> None:
-        while self._descriptors:
-            os.close(self._descriptors.pop())
 
 
 def acquire_lock(path: Path, legacy_directory: Path | None = None, holder: int | None = None) -> FileLock:
@@ -72,8 +49,6 @@ def acquire_lock(path: Path, legacy_directory: Path | None = None, holder: int |
     is locked too where possible, which excludes older versions that start later. `holder` is the process that the lock
     names, if not this one. Raises LockHeldError when another agent holds the lock, and OSError.
     """
-    if not _has_flock():
-        return FileLock()
     lock = _acquire_at(path, os.getpid() if holder is None else holder)
     try:
         if legacy_directory is not None:
@@ -89,6 +64,8 @@ def is_held(path: Path) -> bool:
 
     Processes of other PID namespaces are not seen. Raises OSError, but not if there is no file.
     """
+    if not hasattr(os, "O_PATH"):
+        return _is_held_elsewhere(path)
     try:
         descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -101,13 +78,23 @@ def is_held(path: Path) -> bool:
     return any(" FLOCK " in line and f" {name} " in line for line in locks)
 
 
+def _is_held_elsewhere(path: Path) -> bool:
+    """The same by taking the lock for a moment, where the system has no list of locks."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _flock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def lock_directory(directory: Path) -> FileLock:
     """Lock a private directory itself: no other user can hold its lock, because no other user can open it.
 
     Raises BlockingIOError when another process holds the lock, and OSError when it is not a directory.
     """
-    if not _has_flock():
-        return FileLock()
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if not _flock(descriptor):
@@ -179,7 +166,7 @@ def _try_acquire(path: Path, holder: int) -> FileLock | None:
 
 def _refuse_if_held_by_agent(path: Path, descriptor: int, status: os.stat_result) -> None:
     """Raises LockHeldError unless another user holds the lock, which a private file excludes."""
-    if _is_private(status):
+    if _is_private(status) or not _LISTS_LOCKS:
         raise LockHeldError(path, _holder(descriptor))
     pid = _agent_holding(descriptor)
     if pid is not None:
@@ -245,7 +232,7 @@ def _lock_legacy_directory(directory: Path, path: Path, lock: FileLock) -> None:
     kept = False
     try:
         kept = _flock(descriptor)
-        pid = None if kept else _agent_holding(descriptor)
+        pid = _agent_holding(descriptor) if not kept and _LISTS_LOCKS else None
     except OSError as error:
         # Some network file systems cannot lock directories, so an older version has no lock there either.
         log.debug("cannot lock the directory %s: %s", directory, error.strerror)
@@ -259,15 +246,8 @@ def _lock_legacy_directory(directory: Path, path: Path, lock: FileLock) -> None:
         raise LockHeldError(path, f" (pid {pid})")
 
 
-def _has_flock() -> bool:
-    """Whether this is a Unix."""
-    return importlib.util.find_spec("fcntl") is not None
-
-
 def _flock(descriptor: int) -> bool:
     """Take the descriptor's lock; False when another one holds it."""
-    import fcntl
-
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,0 +1,255 @@
+"""Windows."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import signal
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from zeek_agent.platforms import CONFIGURATION, PROGRAM, Platform, windows_paths
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from zeek_agent.control_transport import ControlTransport
+    from zeek_agent.file_lock import FileLock
+
+PIPES: Final = "\\\\.\\pipe\\"
+DIRECTORY: Final = "ZeekAgent"
+
+_T = TypeVar("_T")
+
+_TRUSTED: Final = frozenset({"SY", "BA", "CO", "OW", "LA"})
+"""SDDL's names of the system, administrators, and whoever owns or creates a file."""
+_WRITING: Final = 0x2 | 0x4 | 0x40 | 0x1_0000 | 0x4_0000 | 0x8_0000 | 0x1000_0000 | 0x4000_0000
+"""FILE_ADD_FILE, FILE_ADD_SUBDIRECTORY, FILE_DELETE_CHILD, DELETE, WRITE_DAC, WRITE_OWNER, generic all and write."""
+_WRITING_NAMES: Final = frozenset({"FA", "FW", "GA", "GW", "SD", "WD", "WO", "DC", "LC"})
+
+
+class Windows(Platform):
+    """Windows, with the places of known folders."""
+
+    name = "Windows"
+    key = "win32"
+    group = "windows"
+    kernel_name = None
+    has_root = False
+    ignores_case = True
+    path_start = "a drive, such as C:\\"
+    has_owner_ids = False
+    reuses_addresses = False
+
+    def is_privileged(self) -> bool:
+        from zeek_agent.platforms.winapi import security
+
+        return security.is_administrator()
+
+    def user(self) -> str:
+        import getpass
+
+        return f"user {getpass.getuser()}"
+
+    def user_id(self) -> int | None:
+        return None
+
+    def configuration_file(self, environment: Mapping[str, str]) -> Path:
+        base = _for_all(environment) if self.is_privileged() else _for_user(environment)
+        return base / CONFIGURATION
+
+    def user_state(self, environment: Mapping[str, str]) -> Path:
+        return _for_user(environment) / "state"
+
+    @property
+    def system_state(self) -> Path:
+        return _for_all(os.environ) / "state"
+
+    @property
+    def system_control(self) -> Path:
+        return Path(PIPES + PROGRAM)
+
+    def user_control(self, environment: Mapping[str, str], state: Path) -> Path:
+        return self.control_of(state)
+
+    def control_of(self, state: Path) -> Path:
+        """A pipe whose name has a hash of the directory's, since pipes are not in the file system."""
+        digest = hashlib.sha256(str(state).lower().encode("utf-8", "surrogatepass")).hexdigest()
+        return Path(f"{PIPES}{PROGRAM}-{digest[:16]}")
+
+    def control_setting(self, address: str) -> Path:
+        """The full name of a pipe, or its last part."""
+        return Path(address if address.startswith(PIPES) else PIPES + address)
+
+    def inner_path(self, path: str) -> str:
+        return windows_paths.inner(path)
+
+    def shown_path(self, path: str) -> str:
+        return windows_paths.shown(path)
+
+    def native_path(self, path: str) -> str:
+        native = windows_paths.native(path)
+        if native is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), windows_paths.shown(path))
+        return native
+
+    def comparable_path(self, path: str) -> str:
+        return windows_paths.inner(path).lower()
+
+    def change_time_ns(self, descriptor: int, status: os.stat_result) -> int:
+        """`st_ctime` is the time of creation on Windows."""
+        from zeek_agent.platforms.winapi import files
+
+        return files.change_time_ns(descriptor)
+
+    def machine_id(self) -> str | None:
+        from zeek_agent.platforms.winapi import registry
+
+        try:
+            value = registry.value(r"SOFTWARE\Microsoft\Cryptography", "MachineGuid")
+        except OSError:
+            return None
+        digits = str(value).replace("-", "").lower()
+        return digits if re.fullmatch("[0-9a-f]{32}", digits) else None
+
+    def boot_nanoseconds(self) -> int:
+        from zeek_agent.platforms.winapi import clocks
+
+        return clocks.since_boot_ns()
+
+    def os_name(self) -> str:
+        import platform
+
+        edition = platform.win32_edition() or ""
+        return " ".join(filter(None, ("Windows", platform.release(), edition, platform.version())))
+
+    def acquire_lock(self, path: Path, legacy_directory: Path | None = None, holder: int | None = None) -> FileLock:
+        from zeek_agent.platforms import windows_locks
+
+        return windows_locks.acquire_lock(path, holder)
+
+    def is_lock_held(self, path: Path) -> bool:
+        from zeek_agent.platforms import windows_locks
+
+        return windows_locks.is_held(path)
+
+    def lock_directory(self, directory: Path) -> FileLock:
+        from zeek_agent.platforms import windows_locks
+
+        return windows_locks.lock_directory(directory)
+
+    def directory_exposure(self, directory: Path) -> str | None:
+        from zeek_agent.platforms.winapi import security
+
+        who = writers(security.describe(directory)) - {security.user_sid()}
+        return f"{directory} is writable by {', '.join(sorted(who))}" if who else None
+
+    def group_exposure(self, directory: Path) -> str | None:
+        return None
+
+    def make_private_directory(self, directory: Path, mode: int = 0o700) -> None:
+        from zeek_agent.platforms.winapi import security
+
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            security.create_directory(directory, security.PRIVATE_DIRECTORY.format(user=security.user_sid()))
+        except FileExistsError:
+            if not directory.is_dir():
+                raise
+
+    def open_private(self, file: Path, flags: int) -> int:
+        is_new = not file.exists()
+        descriptor = os.open(file, flags)
+        try:
+            if is_new:
+                self.protect_file(file)
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def protect_file(self, file: Path) -> None:
+        from zeek_agent.platforms.winapi import security
+
+        security.set_dacl(file, security.PRIVATE_FILE.format(user=security.user_sid()))
+
+    def sync_directory(self, directory: Path) -> None:
+        """Nothing: the file system's journal has the names in order."""
+
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        from zeek_agent.platforms.windows_loop import WindowsLoop
+
+        return WindowsLoop()
+
+    def run(self, work: Coroutine[Any, Any, _T]) -> _T:
+        import asyncio
+
+        with asyncio.Runner(loop_factory=self.new_event_loop) as runner:
+            return runner.run(work)
+
+    def catch_stop_signals(self, loop: asyncio.AbstractEventLoop, stop: Callable[[str], None]) -> Callable[[], None]:
+        """Ctrl-C, Ctrl-Break, and SIGTERM, which only this process itself can raise, as for the service manager."""
+        numbers = [signal.SIGINT, signal.SIGTERM, *_ctrl_break()]
+
+        def receive(number: int, _: object) -> None:
+            loop.call_soon_threadsafe(stop, signal.Signals(number).name)
+
+        before: dict[signal.Signals, Any] = {number: signal.signal(number, receive) for number in numbers}
+
+        def restore() -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+        return restore
+
+    @property
+    def hangup_signal(self) -> int | None:
+        return None
+
+    def has_terminal(self) -> bool:
+        from zeek_agent.platforms import winapi
+
+        return bool(winapi.library("kernel32").GetConsoleWindow())
+
+    @property
+    def control(self) -> ControlTransport:
+        from zeek_agent.platforms.named_pipes import NamedPipes
+
+        return NamedPipes()
+
+
+PLATFORM: Final = Windows()
+
+
+def _ctrl_break() -> list[signal.Signals]:
+    return [number for number in signal.Signals if number.name == "SIGBREAK"]
+
+
+def _for_all(environment: Mapping[str, str]) -> Path:
+    return Path(environment.get("ProgramData") or r"C:\ProgramData") / DIRECTORY
+
+
+def _for_user(environment: Mapping[str, str]) -> Path:
+    local = environment.get("LOCALAPPDATA")
+    return (Path(local) if local else Path("~").expanduser() / "AppData" / "Local") / DIRECTORY
+
+
+def writers(sddl: str) -> frozenset[str]:
+    """Who may create, replace or delete files, by a directory's descriptor, other than the system and administrators.
+
+    They are SIDs or SDDL's names: `BU` are all users, `WD` is everyone.
+    """
+    found = set()
+    for kind, flags, rights, trustee in re.findall(r"\((\w+);(\w*);(\w*);[^;]*;[^;]*;([^;)]+)[^)]*\)", sddl):
+        if kind == "A" and "IO" not in flags and trustee not in _TRUSTED and _may_write(rights):
+            found.add(trustee)
+    return frozenset(found)
+
+
+def _may_write(rights: str) -> bool:
+    if rights.lower().startswith("0x"):
+        return bool(int(rights, 16) & _WRITING)
+    return not _WRITING_NAMES.isdisjoint(re.findall("..", rights))

@@ -1,0 +1,132 @@
+"""Windows' own part of the platform: access control lists, locks, pipes and file times. Wine suffices."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zeek_agent import ownership, platforms
+from zeek_agent.file_lock import LockHeldError
+from zeek_agent.host.files.hashing import hashes_of
+from zeek_agent.host.files.reads import FileReads
+from zeek_agent.platforms import windows
+from zeek_agent.platforms.winapi import pipes, security
+
+pytestmark = pytest.mark.skipif(platforms.HERE.key != "win32", reason="needs Windows, or Wine: make test-windows")
+
+HOLD = """
+import sys
+from pathlib import Path
+from zeek_agent import platforms
+lock = platforms.HERE.acquire_lock(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_private_file_is_not_for_everyone(tmp_path: Path) -> None:
+    file = tmp_path / "private"
+    os.close(platforms.HERE.open_private(file, os.O_RDWR | os.O_CREAT))
+    found = security.describe(file)
+    assert "(A;" in found
+    assert ";WD)" not in found
+
+
+def test_a_private_directory_passes_the_check_of_a_state_directory(tmp_path: Path) -> None:
+    directory = tmp_path / "a" / "state"
+    platforms.HERE.make_private_directory(directory)
+    platforms.HERE.make_private_directory(directory)
+    assert platforms.HERE.directory_exposure(directory) is None
+
+
+def test_a_lock_excludes_other_processes_and_names_the_holder(tmp_path: Path) -> None:
+    file = tmp_path / "lock"
+    command = [sys.executable, "-c", HOLD, str(file)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        assert platforms.HERE.is_lock_held(file)
+        with pytest.raises(LockHeldError, match=rf"pid {process.pid}, since 20.* UTC"):
+            platforms.HERE.acquire_lock(file)
+        process.stdin.close()
+    assert not platforms.HERE.is_lock_held(file)
+    platforms.HERE.acquire_lock(file).close()
+
+
+async def test_a_pipe_connects_clients_and_knows_their_processes() -> None:
+    address = Path(rf"{windows.PIPES}zeek-agent-test-{os.getpid()}")
+    peers: list[str] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peers.append(platforms.HERE.control.peer(writer))
+        writer.write(b"answer to " + await reader.readline())
+        await writer.drain()
+        writer.close()
+
+    def ask() -> bytes:
+        connection = platforms.HERE.control.connect(address, 10)
+        connection.send(b"question\n")
+        answer = connection.read_line()
+        connection.close()
+        return answer
+
+    with pytest.raises(FileNotFoundError):
+        platforms.HERE.control.connect(address, 1)
+    listener = await platforms.HERE.control.listen(address, None, "control", serve, backlog=5, stream_bytes=1000)
+    assert [await asyncio.to_thread(ask) for _ in range(3)] == [b"answer to question\n"] * 3
+    assert len(peers) == 3
+    assert peers[0].startswith(" pid=")
+    listener.close()
+
+
+def test_the_pipes_owner_is_checked_against_this_user() -> None:
+    assert pipes.OWNERS.format(user=security.user_sid()).startswith(f"O:{security.user_sid()}D:P")
+
+
+def test_a_log_has_the_bytes_that_were_written(tmp_path: Path) -> None:
+    descriptor = ownership.create_log(tmp_path / "a.log")
+    os.write(descriptor, b"one\ntwo\n")
+    os.close(descriptor)
+    descriptor = ownership.open_log(tmp_path / "a.log")
+    os.write(descriptor, b"three\r\n")
+    os.close(descriptor)
+    assert (tmp_path / "a.log").read_bytes() == b"one\ntwo\nthree\r\n"
+
+
+def test_a_changed_file_gets_other_hashes_even_if_its_time_was_set_back(tmp_path: Path) -> None:
+    file = tmp_path / "program.exe"
+    file.write_bytes(b"first")
+    times = (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+
+    def sha256() -> str:
+        with file.open("rb", buffering=0) as opened:
+            return hashes_of(opened, str(file), ("sha256",), FileReads(), lambda: None)["sha256"]
+
+    first = sha256()
+    file.write_bytes(b"other")
+    os.utime(file, ns=times)
+    assert sha256() != first
+
+
+def test_the_machine_has_an_id() -> None:
+    machine = platforms.HERE.machine_id()
+    assert machine is not None
+    assert len(machine) == 32
+
+
+@pytest.mark.parametrize(
+    ("sddl", "writers"),
+    [
+        ("O:BAD:P(A;OICI;FA;;;SY)(A;OICI;FA;;;BA)", set()),
+        ("O:BAD:(A;OICI;FA;;;SY)(A;OICIID;0x1200a9;;;BU)(A;CIID;LC;;;BU)", {"BU"}),
+        ("D:(A;OICIIO;GA;;;CO)(A;;0x1301bf;;;AU)(D;;FA;;;WD)", {"AU"}),
+    ],
+)
+def test_who_may_write_to_a_directory_is_in_its_descriptor(sddl: str, writers: set[str]) -> None:
+    assert windows.writers(sddl) == writers

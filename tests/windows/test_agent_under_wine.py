@@ -1,0 +1,171 @@
+"""The agent on Windows' Python under Wine: logs, the pipe, limits, and its life as a service."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from zeek_agent import platforms
+
+if platforms.HERE.key == "win32":
+    pytest.skip("starts Wine itself", allow_module_level=True)
+
+import wine
+
+pytestmark = [
+    pytest.mark.skipif(shutil.which("wine") is None, reason="needs Wine"),
+    pytest.mark.skipif(not (wine.KEPT / "ready").exists(), reason="make test-windows sets up Windows' Python"),
+    pytest.mark.timeout(600),
+]
+SERVICE = r"""
+import sys, time
+from zeek_agent import cli
+from zeek_agent.platforms.winapi import services
+from zeek_agent.service.windows_service import NAME
+
+assert cli.run_command(["service", "install", "--no-start"]) == 0
+print("installed", services.state(NAME), flush=True)
+services.start(NAME, 120)
+print("started", services.state(NAME), flush=True)
+for _ in range(60):
+    if cli.run_command(["status"]) == 0:
+        break
+    time.sleep(1)
+services.stop(NAME, 60)
+print("stopped", services.state(NAME), flush=True)
+assert cli.run_command(["service", "remove", "--purge"]) == 0
+print("removed", services.state(NAME), flush=True)
+"""
+
+
+class WindowsAgent:
+    """An agent that runs under Wine, and its files."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.logs = directory / "logs"
+        self._state = ("--state-dir", wine.windows_path(directory / "state"))
+        self.process = wine.start_python(
+            ["-m", "zeek_agent", "run", "--logs", wine.windows_path(self.logs), *self._state], cwd=directory
+        )
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return wine.run_python(["-m", "zeek_agent", arguments[0], *self._state, *arguments[1:]], seconds=120)
+
+    def wait_until_connected(self) -> None:
+        for _ in range(60):
+            answer = self.command("query", "-f", "csv", "SELECT state FROM zeek_agent_connections")
+            if "connected" in answer.stdout:
+                return
+            time.sleep(1)
+        pytest.fail(f"the agent is not connected: {answer.stdout} {answer.stderr}")
+
+
+@contextmanager
+def running(directory: Path) -> Iterator[WindowsAgent]:
+    agent = WindowsAgent(directory)
+    try:
+        agent.wait_until_connected()
+        yield agent
+    finally:
+        agent.process.kill()
+        agent.process.wait()
+
+
+def log_of_linux(name: str, directory: Path) -> bytes:
+    """The log of an agent on this host."""
+    command = [sys.executable, "-m", "zeek_agent", "run", "--logs", str(directory / "logs")]
+    with subprocess.Popen(
+        [*command, "--state-dir", str(directory / "state")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=directory,
+    ) as process:
+        try:
+            for _ in range(60):
+                if (directory / "logs" / name).exists():
+                    break
+                time.sleep(1)
+        finally:
+            process.terminate()
+    (file,) = (directory / "logs").glob(name.replace(".log", ".*.log"))
+    return file.read_bytes()
+
+
+def header(content: bytes) -> list[bytes]:
+    """The lines before the rows, without the time of opening."""
+    return [
+        line for line in content.split(b"\n") if line.startswith(b"#") and not line.startswith((b"#open", b"#close"))
+    ]
+
+
+def test_a_statement_is_answered_through_the_pipe_and_logs_are_those_of_linux(tmp_path: Path) -> None:
+    (tmp_path / "windows").mkdir()
+    (tmp_path / "linux").mkdir()
+    with running(tmp_path / "windows") as agent:
+        answer = agent.command("query", "-f", "json", "SELECT platform, kernel_name, id FROM zeek_agent")
+        log = agent.logs / "zeek-agent.log"
+        for _ in range(60):
+            if log.exists():
+                break
+            time.sleep(1)
+        content = log.read_bytes()
+    assert re.search(r'"platform":"Windows","kernel_name":null,"id":"H\w+"', answer.stdout), answer.stdout
+    assert "no agent is running" not in answer.stderr
+    assert b"\r" not in content
+    assert header(content) == header(log_of_linux("zeek-agent.log", tmp_path / "linux"))
+
+
+def test_limits_hold_where_statements_run_in_the_agents_process(tmp_path: Path) -> None:
+    numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
+    endless = f"{numbers} SELECT count(*) FROM n"
+    greedy = f"{numbers} SELECT group_concat(hex(randomblob(9999))) FROM n"
+    with running(tmp_path) as agent:
+        late = agent.command("query", endless)
+        large = agent.command("query", greedy)
+        after = agent.command("query", "-f", "csv", "SELECT 42 AS answer")
+    assert "limits.time" in late.stderr
+    assert late.returncode == 1
+    assert "bytes" in large.stderr
+    assert large.returncode == 1
+    assert after.stdout.split() == ["answer", "42"]
+
+
+def test_the_service_control_manager_starts_and_stops_the_agent() -> None:
+    done = wine.run_python(["-c", SERVICE], seconds=500)
+    states = re.findall(r"^(installed|started|stopped|removed) (\w+)\r?$", done.stdout, re.MULTILINE)
+    assert states == [("installed", "1"), ("started", "4"), ("stopped", "1"), ("removed", "None")], done.stderr
+    assert re.search(r"^agent +H\w+", done.stdout, re.MULTILINE) or "running" in done.stdout
+
+
+def test_only_the_service_control_manager_can_run_the_service() -> None:
+    done = wine.run_python(["-m", "zeek_agent", "service", "run"], seconds=120)
+    assert done.returncode == 2
+    assert "only the service control manager can run this" in done.stderr
+
+
+@pytest.mark.soak
+def test_logs_of_five_minutes_are_complete(tmp_path: Path) -> None:
+    with running(tmp_path) as agent:
+        until = time.monotonic() + 300
+        asked = 0
+        while time.monotonic() < until:
+            assert agent.command("query", "SELECT 1").returncode == 0
+            asked += 1
+        assert agent.process.poll() is None
+        status = agent.command("query", "-f", "csv", "SELECT dropped_rows, reconnects FROM zeek_agent_connections")
+        contents = {file.name: file.read_bytes() for file in agent.logs.glob("*.log")}
+    assert status.stdout.split()[1] == "0,0"
+    assert asked > 10
+    assert {"zeek-agent.log", "zeek-agent-sources.log"} <= contents.keys()
+    for name, content in contents.items():
+        assert b"\r" not in content, name
+        assert content.endswith(b"\n"), name
