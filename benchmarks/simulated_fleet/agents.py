@@ -14,6 +14,7 @@ from zeek_agent.bus.credentials import BusFiles
 from zeek_agent.bus.session import Times
 from zeek_agent.config import BusTlsSettings
 from zeek_agent.identity import Identity
+from zeek_agent.platforms.linux import PLATFORM as LINUX
 from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.zeek.connection import ZeekConnection
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from zeek_agent.config import BusSettings, ZeekSettings
     from zeek_agent.queries.installed import Installed
 
-PLATFORM: Final = "linux"
 NO_FILES: Final = BusFiles(None, BusTlsSettings())
 """Servers of a simulated fleet ask for no credentials."""
 _GOLDEN: Final = 0.6180339887498949
@@ -80,7 +80,7 @@ class SimulatedAgent:
         assert self.runner is not None
         (target,) = destination.parse_all(self.servers)
         if not target.is_bus:
-            return ZeekConnection(target, self._settings, identity, self.database, self.runner, platform=PLATFORM)
+            return ZeekConnection(target, self._settings, identity, self.database, self.runner, platform=LINUX)
         return BusConnection(
             target,
             self._bus,
@@ -90,7 +90,7 @@ class SimulatedAgent:
             self.database,
             self.runner,
             times=self._times,
-            platform=PLATFORM,
+            platform=LINUX,
         )
 
     async def stop(self) -> None:

@@ -26,6 +26,7 @@ from zeek_agent.config import BusSettings, BusTlsSettings, EventSettings, LimitS
 from zeek_agent.database.database import Database
 from zeek_agent.events.store import EventStore
 from zeek_agent.identity import Identity
+from zeek_agent.platforms.linux import PLATFORM as LINUX
 from zeek_agent.queries.installed import Installed, QueryState
 from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.schema import Column, Row, Value, ZeekType
@@ -172,9 +173,9 @@ class ReplayedAgent:
             connection: ZeekConnection | BusConnection
             if target.is_bus:
                 files = BusFiles(None, BusTlsSettings())
-                connection = BusConnection(target, BusSettings(), files, *common, platform="linux")
+                connection = BusConnection(target, BusSettings(), files, *common, platform=LINUX)
             else:
-                connection = ZeekConnection(target, *common, platform="linux")
+                connection = ZeekConnection(target, *common, platform=LINUX)
             self._connections.append(connection)
             self._tasks.append(asyncio.create_task(connection.run(), name=f"{self.id} to {url}"))
 
