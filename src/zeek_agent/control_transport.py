@@ -74,4 +74,4 @@ class ControlTransport(ABC):
 
     @abstractmethod
     def check_group(self, group: str, section: str) -> None:
-        """Raises UsageError if there is no such group, or no socket can belong to it."""
+        """Raises UsageError for a group that does not exist or cannot own a control address."""

@@ -37,7 +37,7 @@ class CollectorInProcess:
         return self._collector.stats
 
     def status(self) -> Iterable[WorkerStatus]:
-        """No rows: there is no process."""
+        """Empty: the collector has no process of its own."""
         return ()
 
     def set_log_level(self) -> None:

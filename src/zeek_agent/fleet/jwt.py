@@ -31,7 +31,7 @@ class NatsClaims(msgspec.Struct, frozen=True):
 
 
 class Claims(msgspec.Struct, frozen=True):
-    """What a token says; times are seconds since the epoch, `exp` is 0 for a token that does not expire."""
+    """The claims of a token; times are seconds since the epoch, `exp` is 0 for a token that does not expire."""
 
     iss: str
     sub: str
@@ -118,7 +118,7 @@ def read_credentials(text: str) -> tuple[str, Key]:
 
 
 def read(token: str, issuers: Collection[str] | None = None) -> Claims:
-    """What a token says, if its issuer has signed it and is one of `issuers`. Raises ValueError.
+    """The claims of a token, if its issuer has signed it and is one of `issuers`. Raises ValueError.
 
     Without `issuers`, whether the issuer may sign it is for the caller.
     """

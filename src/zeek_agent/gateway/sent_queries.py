@@ -36,7 +36,7 @@ class QueryMemory:
     limit_bytes: int = MEMORY_BYTES_MAX
 
     def take(self, size_bytes: int) -> bool:
-        """Returns False if there is not so much left."""
+        """Returns False if that much is not available."""
         if self.used_bytes + size_bytes > self.limit_bytes:
             return False
         self.used_bytes += size_bytes

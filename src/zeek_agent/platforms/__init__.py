@@ -218,7 +218,7 @@ class Platform(ABC):
     @property
     @abstractmethod
     def hangup_signal(self) -> int | None:
-        """The signal on which a program reads its configuration again; None where there is none."""
+        """The signal on which a program reloads its configuration; None on systems without one."""
 
     @abstractmethod
     def has_terminal(self) -> bool:

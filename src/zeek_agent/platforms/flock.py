@@ -34,7 +34,7 @@ ATTEMPT_PAUSE_SECONDS: Final = 0.01
 
 _MODE: Final = 0o600
 _LISTS_LOCKS: Final = Path("/proc/self/fdinfo").is_dir()
-"""Whether the system tells which process holds a lock; where it does not, every holder may be an agent."""
+"""Whether the system reports which process holds a lock; otherwise every holder may be an agent."""
 _OPEN_FLAGS: Final = (
     os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 )

@@ -33,7 +33,7 @@ def acquire_lock(path: Path, holder: int | None = None) -> FileLock:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process holds the lock. Raises OSError, but not if there is no file."""
+    """Whether a process holds the lock. False if the file does not exist. Raises OSError."""
     try:
         descriptor = os.open(path, _FLAGS & ~os.O_CREAT)
     except FileNotFoundError:

@@ -23,7 +23,7 @@ class _Timeval(ctypes.Structure):
 
 
 def start_of(pid: int) -> int | None:
-    """The start of a process in microseconds since the epoch; None if there is no such process."""
+    """The start of a process in microseconds since the epoch; None if the process does not exist."""
     return read_start(_libc(), pid)
 
 

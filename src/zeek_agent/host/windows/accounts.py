@@ -120,7 +120,7 @@ def _sid(source: AccountSource, name: str) -> str | None:
 def _groups(source: AccountSource, name: str) -> Sequence[str] | None:
     """The local groups; None if the system does not report them, as for an account of an unreachable domain.
 
-    Each account has at least one, so an empty list is no answer either.
+    Each account belongs to at least one group, so an empty list counts as a failure, too.
     """
     with suppress(OSError):
         return [from_os(group) for group in source.groups_of(name)] or None

@@ -13,7 +13,7 @@ _BACKSLASHES: Final = re.compile(r"\\+")
 
 
 def split_command_line(line: str) -> list[str]:
-    """The arguments, the program's name first. There is no invalid command line."""
+    """The arguments, the program's name first. Every text is a valid command line."""
     line = line.lstrip(" \t")
     if not line:
         return []

@@ -35,7 +35,7 @@ class ProcReader:
 
 
 def read_process(pid: int, masker: Masker, proc: str = "/proc") -> Process | None:
-    """A process from /proc, without its parent's attributes; None if there is no such process."""
+    """A process from /proc, without its parent's attributes; None if the process does not exist."""
     try:
         with procfs.ProcfsProcess(_procfs(proc), pid) as shown:
             if not shown.is_leader:

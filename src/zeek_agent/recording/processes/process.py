@@ -90,5 +90,5 @@ class LivingProcesses(Protocol):
         ...
 
     def read(self, pid: int, masker: Masker) -> Process | None:
-        """A process without its parent's attributes, its command line masked; None if there is no such process."""
+        """A process without its parent's attributes, its command line masked; None if the process does not exist."""
         ...

@@ -115,7 +115,7 @@ class ProcessCache:
         return process
 
     def read(self, pid: int) -> Process | None:
-        """The living process, not added to the cache. None if there is no such process."""
+        """The living process, not added to the cache. None if the process does not exist."""
         process = self._living_processes.read(pid, self._masker)
         if process is not None:
             self._note_parent(process)
