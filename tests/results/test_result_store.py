@@ -16,6 +16,7 @@ import pytest
 from children import exit_code, fork
 from stored_results import BUDGET, COLUMNS, Delta, run, stored_bytes
 
+from zeek_agent import platforms
 from zeek_agent.config import EventSettings
 from zeek_agent.events.store import EventStore
 from zeek_agent.results import result_file
@@ -624,15 +625,15 @@ def test_a_crash_while_the_file_is_replaced_loses_nothing(
             store._file.close = lambda: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
         else:
             store._file.close = lambda: None  # type: ignore[method-assign]
-            synced = iter((None, None))  # the copy, and its directory
-            sync = result_file._sync
+            synced = iter((None,))  # that of the copy
+            sync = platforms.HERE.sync_directory
 
-            def sync_or_crash(place: Path) -> None:
+            def sync_or_crash(directory: Path) -> None:
                 if next(synced, ...) is not None:
                     os.kill(os.getpid(), signal.SIGKILL)
-                sync(place)
+                sync(directory)
 
-            result_file._sync = sync_or_crash
+            platforms.HERE.sync_directory = sync_or_crash  # type: ignore[method-assign]
         store._file.renewed()
 
     assert exit_code(fork(crash)) == -signal.SIGKILL

@@ -44,7 +44,7 @@ ip -6 route add fd00:50::/48 via fd00:1::ff mtu 1280
 ip neigh add 10.1.0.5 lladdr 02:00:00:00:00:AA dev d0 nud permanent
 ip neigh add 10.1.0.6 lladdr 02:00:00:00:00:06 dev d0 nud reachable
 ip neigh add fd00:1::5 lladdr 02:00:00:00:00:07 dev d0 nud permanent
-ping -c 3 -i 0.2 -q 127.0.0.1 > /dev/null || true
+echo counted > /dev/tcp/127.0.0.1/9 || true
 for turn in $(seq 100); do
     test -z "$(ip -6 address show tentative)" && break
     sleep 0.05
@@ -58,7 +58,7 @@ def scene() -> dict[str, Any]:
     script = f'{SCENE}\nexec "{sys.executable}" "{Path(__file__)}"'
     paths = ":".join(path for path in sys.path if path)
     done = subprocess.run(
-        ["unshare", "--mount", "--net", "sh", "-c", script],
+        ["unshare", "--mount", "--net", "bash", "-c", script],
         capture_output=True, check=True, env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONPATH": paths},
     )  # fmt: skip
     return dict(json.loads(done.stdout))

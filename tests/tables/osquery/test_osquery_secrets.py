@@ -148,6 +148,8 @@ def test_workers_read_the_same(tmp_path: Path) -> None:
     def scene() -> list[tuple[Rows, Rows]]:
         Path("/root/.bash_history").write_text("id\n")
         Path("/root/.bash_history").chmod(0o600)
+        Path("/etc/sudoers").write_text("root ALL=(ALL:ALL) ALL\n")
+        Path("/etc/sudoers").chmod(0o440)
         statements = [f"SELECT * FROM {table}" for table in ("sudoers", "shell_history WHERE uid = 0")]
         return [(select_in_worker(sql, "access.secrets_deny=[]"), select(sql, **PERMITTED)) for sql in statements]
 
