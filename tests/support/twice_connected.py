@@ -34,7 +34,8 @@ CLUSTER: Final = "zeeks"
 ROWS: Final = 4
 """Events of each kind that a host records in a round."""
 CHANGED: Final = ("users", "processes", "sockets", "listening_ports", "files_list", "files_lines")
-"""Tables of hosts that change, one in each round."""
+"""Tables of hosts that change, one in each round and each once: recipients run queries at different times, so they may
+see several changes of a table in different steps."""
 WAIT: Final = 600.0
 
 RECEIVED: Final = frozenset({"t", "ts"})
@@ -54,6 +55,8 @@ class Fleet:
     schedule: float
     """Queries that run at least this often are waited for."""
     real: list[RunningAgent] = field(default_factory=list)
+    changed: int = 0
+    """How many tables have changed."""
 
     def break_one(self) -> None:
         """Kill a gateway, and cut every other direct connection at the same time."""
@@ -62,11 +65,14 @@ class Fleet:
 
     async def record(self, rounds: int, pause: float) -> None:
         """Things happen on all hosts: events of all kinds, and changes of other tables."""
-        for number in range(rounds):
+        for _ in range(rounds):
+            changed = CHANGED[self.changed : self.changed + 1]
+            self.changed += len(changed)
             for agent in self.agents:
                 for table in agent.event_tables:
                     agent.record(table, ROWS)
-                agent.change(CHANGED[number % len(CHANGED)])
+                for table in changed:
+                    agent.change(table)
             await asyncio.sleep(pause)
 
     async def delivered(self) -> None:
