@@ -48,7 +48,7 @@ _LICENSE: Final = re.compile(r"(?i)(licen[cs]e|copying|notice|authors)")
 LAUNCHER: Final = """#!/opt/zeek-agent/bin/python3 -I
 import sys
 
-from zeek_agent.cli import main
+from zeek_agent.cli.program import main
 
 sys.exit(main())
 """

@@ -447,9 +447,10 @@ def test_a_table_is_suggested_for_a_rule_only_if_it_is_similar() -> None:
 
 WITH_FORMER_NAME = [sys.executable, "-c", """
 import functools, sys
-from zeek_agent import cli, config
+from zeek_agent import config
+from zeek_agent.cli import program
 config.load = functools.partial(config.load, renamed={"limits.seconds": "limits.time"})
-sys.exit(cli.run_command(sys.argv[1:]))
+sys.exit(program.run_command(sys.argv[1:]))
 """]  # fmt: skip
 """The program, as if a setting had another name before."""
 

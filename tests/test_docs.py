@@ -11,7 +11,7 @@ import pytest
 from places import ROOT
 
 from zeek_agent import config, reference
-from zeek_agent.cli import commands
+from zeek_agent.cli.program import commands
 from zeek_agent.database.functions import FUNCTIONS
 from zeek_agent.terminal.shell import COMMANDS
 from zeek_agent.terminal.table_text import zeek_field, zeek_record

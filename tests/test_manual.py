@@ -12,7 +12,7 @@ import click
 import pytest
 
 from zeek_agent import config, manual
-from zeek_agent.cli import commands
+from zeek_agent.cli.program import commands
 
 CHECKS = {"bash": ["bash", "-n"], "zsh": ["zsh", "-n"], "fish": ["fish", "--no-execute"]}
 

@@ -1,5 +1,5 @@
 """`python -m zeek_agent` is the program `zeek-agent`."""
 
-from zeek_agent.cli import main
+from zeek_agent.cli.program import main
 
 main()

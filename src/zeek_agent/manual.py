@@ -15,7 +15,8 @@ import click
 from click import shell_completion
 
 from zeek_agent import config
-from zeek_agent.cli import NAME, commands
+from zeek_agent.cli.options import NAME
+from zeek_agent.cli.program import commands
 from zeek_agent.platforms.linux import Linux
 
 COMPLETIONS: Final = {"bash": f"{NAME}.bash", "zsh": f"_{NAME}", "fish": f"{NAME}.fish"}

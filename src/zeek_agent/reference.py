@@ -289,7 +289,7 @@ def sql_page() -> str:
 
 def cli_page() -> str:
     """docs/cli.md"""
-    from zeek_agent.cli import commands
+    from zeek_agent.cli.program import commands
     from zeek_agent.terminal.shell import COMMANDS
 
     parts = [

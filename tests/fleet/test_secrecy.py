@@ -156,7 +156,7 @@ def test_a_token_is_masked_in_recorded_command_lines(tmp_path: Path) -> None:
 
 
 def test_a_running_agent_imports_nothing_of_the_fleet_but_its_renewal() -> None:
-    code = "import sys, zeek_agent.agent, zeek_agent.fleet.renewal, zeek_agent.cli; print(*sorted(sys.modules))"
+    code = "import sys, zeek_agent.agent, zeek_agent.fleet.renewal, zeek_agent.cli.program; print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert "zeek_agent.fleet.renewal" in loaded
     assert not {"cryptography", "nkeys", "nacl", "nats"} & set(loaded)

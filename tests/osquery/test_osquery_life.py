@@ -23,7 +23,7 @@ from places import ROOT
 from sql import database
 from waiting import until
 
-from zeek_agent.cli import run_command
+from zeek_agent.cli.program import run_command
 from zeek_agent.config import Config, LimitSettings, OsquerySettings
 from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.osquery import bridge as bridges

@@ -14,7 +14,7 @@ from places import ROOT
 from zeek_program import PACKAGE, needs_zeek
 
 from zeek_agent import config
-from zeek_agent.cli import commands
+from zeek_agent.cli.program import commands
 from zeek_agent.collector import pack_check
 from zeek_agent.collector.statements import Statements
 from zeek_agent.database.sql_connection import Profile

@@ -135,7 +135,7 @@ def import_all() -> list[str]:
 
 def run_agent(arguments: list[str]) -> int:
     """Run the command; its exit code."""
-    from zeek_agent.cli import main
+    from zeek_agent.cli.program import main
 
     sys.argv = ["zeek-agent", *arguments]
     try:

@@ -18,7 +18,7 @@ from places import ROOT
 from running_agent import RunningAgent, running, started
 from waiting import until
 
-from zeek_agent.cli import run_command
+from zeek_agent.cli.program import run_command
 from zeek_agent.errors import ZeekAgentError
 
 pytestmark = pytest.mark.root

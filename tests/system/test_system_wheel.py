@@ -42,7 +42,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"zeek_agent", f"zeek_agent-{__version__}.dist-info"}
-    for needed in ("py.typed", "cli.py", "collector/default.toml"):
+    for needed in ("py.typed", "agent.py", "collector/default.toml"):
         assert f"zeek_agent/{needed}" in names
     sources = {str(path.relative_to(PROJECT / "src")) for path in (PROJECT / "src").rglob("*.py")}
     assert sources <= set(names)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
-from zeek_agent.cli import run_command
+from zeek_agent.cli.program import run_command
 
 
 def run(*command: str | Path, cwd: Path) -> str:

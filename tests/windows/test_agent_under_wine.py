@@ -27,21 +27,21 @@ pytestmark = [
 ]
 SERVICE = r"""
 import sys, time
-from zeek_agent import cli
+from zeek_agent.cli import program
 from zeek_agent.platforms.winapi import services
 from zeek_agent.service.windows_service import NAME
 
-assert cli.run_command(["service", "install", "--no-start"]) == 0
+assert program.run_command(["service", "install", "--no-start"]) == 0
 print("installed", services.state(NAME), flush=True)
 services.start(NAME, 120)
 print("started", services.state(NAME), flush=True)
 for _ in range(60):
-    if cli.run_command(["status"]) == 0:
+    if program.run_command(["status"]) == 0:
         break
     time.sleep(1)
 services.stop(NAME, 60)
 print("stopped", services.state(NAME), flush=True)
-assert cli.run_command(["service", "remove", "--purge"]) == 0
+assert program.run_command(["service", "remove", "--purge"]) == 0
 print("removed", services.state(NAME), flush=True)
 """
 

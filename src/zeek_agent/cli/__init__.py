@@ -1,0 +1,1 @@
+"""The command line: `program.py` begins; the other modules have the commands."""
