@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from zeek_agent.platforms import CONFIGURATION, PROGRAM, Platform, windows_paths
+from zeek_agent.platforms import CONFIGURATION, PROGRAM, Platform, caseless, windows_paths
 
 if TYPE_CHECKING:
     import asyncio
@@ -97,7 +97,19 @@ class Windows(Platform):
         return native
 
     def comparable_path(self, path: str) -> str:
-        return windows_paths.inner(path).lower()
+        return caseless.folded(windows_paths.inner(path))
+
+    def link_target(self, directory: str, target: str) -> str | None:
+        return windows_paths.link_target(directory, target)
+
+    def opened_path(self, descriptor: int) -> str:
+        """With long names, and without links and junctions."""
+        from zeek_agent.platforms.winapi import files
+
+        path = windows_paths.link_target("/", files.final_path(descriptor))
+        if path is None:
+            raise PermissionError(errno.EACCES, "it is not on a drive of this host")
+        return path
 
     def change_time_ns(self, descriptor: int, status: os.stat_result) -> int:
         """`st_ctime` is the time of creation on Windows."""
