@@ -194,6 +194,10 @@ class Platform(ABC):
     def group_exposure(self, directory: Path) -> str | None:
         """The same for the directory's group. Raises OSError."""
 
+    def configuration_exposure(self, file: Path) -> str | None:
+        """Why others than those whose configuration it is can write the one at its default path. Raises OSError."""
+        return None
+
     # Private files
 
     @abstractmethod

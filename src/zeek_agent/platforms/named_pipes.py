@@ -43,7 +43,7 @@ class NamedPipes(ControlTransport):
         stream_bytes: int,
     ) -> Listener:
         name = _checked(address)
-        sddl = pipes.OWNERS.format(user=security.user_sid())
+        sddl = security.for_this_process(pipes.OWNERS)
         if group is not None:
             sddl += pipes.GROUP.format(sid=_group_sid(group, section))
         try:

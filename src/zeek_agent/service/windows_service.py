@@ -42,6 +42,7 @@ class WindowsService:
             _require_trusted(path)
         try:
             platforms.HERE.make_private_directory(self.directory)
+            _require_own(self.directory)
             if not self.configuration.exists():
                 self.configuration.write_text(example_configuration(), "utf-8")
                 yield f"wrote {self.configuration}"
@@ -81,6 +82,7 @@ def run(work: Callable[[], int]) -> int:
     try:
         directory = WindowsService().directory
         platforms.HERE.make_private_directory(directory)
+        _require_own(directory)
         os.chdir(directory)
         return services.StartedService(NAME).run(work, lambda: _thread.interrupt_main(signal.SIGTERM))
     except services.NotAServiceError:
@@ -97,10 +99,19 @@ def _require_administrator(what: str) -> None:
         raise ZeekAgentError(f"only an administrator can {what} the service: use an elevated prompt")
 
 
+def _require_own(directory: Path) -> None:
+    """Every user may create directories in `%ProgramData%`, with files in it for the service. Raises ZeekAgentError."""
+    if (reason := platforms.HERE.directory_exposure(directory)) is not None:
+        raise ZeekAgentError(f"another user has made {directory}, or may change it: {reason}. Remove it")
+
+
 def _require_trusted(directory: Path) -> None:
     """The system must not run, at every boot, what somebody else can change."""
+    profile = os.environ.get("USERPROFILE")
     try:
         reason = platforms.HERE.directory_exposure(directory)
+        if reason is None and profile and directory.resolve().is_relative_to(Path(profile).resolve()):
+            reason = f"it is in the profile {profile}, whose programs can change it without elevation"
     except OSError as error:
         raise ZeekAgentError(f"cannot check who may change {directory}: {error.strerror or error}") from None
     if reason is not None:

@@ -162,7 +162,7 @@ class PortableGate:
         found: set[tuple[int, int]] = set()
         for path in (*self._access.literals, *self._access.protected):
             with suppress(OSError):  # missing, or not accessible: no hard link of it can be opened either
-                place = Path(platforms.HERE.native_path(path))
+                place = Path(platforms.HERE.native_path(platforms.HERE.inner_path(path)))
                 found.add(_identity(place.stat()))
                 for entry in place.iterdir() if path in self._access.protected else ():
                     with suppress(OSError):
