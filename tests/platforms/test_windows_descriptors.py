@@ -12,7 +12,7 @@ from zeek_agent.config import config_file
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.platforms.winapi import pipes, security
 from zeek_agent.platforms.windows import Windows
-from zeek_agent.platforms.windows_descriptors import writers
+from zeek_agent.platforms.windows_descriptors import replacers, writers
 from zeek_agent.service import windows_service
 
 INSTALLER = "S-1-5-80-956008885-3418522649-1831038044-1853292631-2271478464"
@@ -43,6 +43,31 @@ def test_the_owner_of_a_directory_can_change_its_list() -> None:
 )
 def test_without_a_list_or_an_owner_everyone_may_write(sddl: str) -> None:
     assert writers(sddl) == {"WD"}
+
+
+@pytest.mark.parametrize(
+    ("sddl", "expected"),
+    [
+        (f"O:{INSTALLER}D:PAI(A;OICIIO;SDGXGWGR;;;AU)(A;;LC;;;AU)(A;;FA;;;SY)(A;OICI;0x1200a9;;;BU)", set()),  # C:\\
+        ("O:SYD:AI(A;OICI;FA;;;SY)(A;CI;DCLCRPCR;;;BU)(A;OICI;0x1200a9;;;BU)", set()),  # C:\\ProgramData
+        ("O:BAD:(A;OICIID;0x1301bf;;;AU)", {"AU"}),  # a directory in C:\\
+        ("O:BAD:(A;;DT;;;BU)", {"BU"}),
+        (f"O:{ALICE}D:(A;;FA;;;SY)", {ALICE}),
+    ],
+)
+def test_who_may_replace_a_directory_is_in_the_descriptor_of_the_one_above(sddl: str, expected: set[str]) -> None:
+    assert replacers(sddl) == expected
+
+
+def test_the_interpreter_of_an_environment_must_not_be_a_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(platforms, "HERE", Windows())
+    monkeypatch.setattr(security, "user_sid", lambda: "S-1-5-18")
+    monkeypatch.setattr(security, "is_administrator", lambda: True)
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path))
+    open_to_users = {tmp_path: "O:BAD:(A;;FA;;;SY)(A;;0x1301bf;;;BU)"}
+    monkeypatch.setattr(security, "describe", lambda path: open_to_users.get(path, "O:BAD:(A;;FA;;;SY)"))
+    with pytest.raises(ZeekAgentError, match=f"{tmp_path}, which others can change: .* BU"):
+        list(windows_service.WindowsService().install(start=False))
 
 
 def test_an_empty_list_permits_nothing() -> None:

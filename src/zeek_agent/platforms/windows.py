@@ -153,6 +153,15 @@ class Windows(Platform):
         who = windows_descriptors.writers(security.describe(directory)) - {security.user_sid()}
         return f"{directory} is owned or writable by {', '.join(sorted(who))}" if who else None
 
+    def program_exposure(self, directory: Path) -> str | None:
+        """The same, also for the directories above, which others could replace. Raises OSError."""
+        from zeek_agent.platforms.winapi import security
+
+        for above in directory.absolute().parents:
+            if who := windows_descriptors.replacers(security.describe(above)) - {security.user_sid()}:
+                return f"{above} is owned by {', '.join(sorted(who))}, or lets them replace what is in it"
+        return self.directory_exposure(directory)
+
     def configuration_exposure(self, file: Path) -> str | None:
         """Every user may create files and directories in `%ProgramData%`."""
         if not self.is_privileged():
