@@ -110,7 +110,7 @@ async def test_connections_are_accepted_again_after_too_many(listen: Callable[[P
     listener.close()
 
 
-async def test_a_name_that_was_given_up_is_claimed_as_the_first(listen: Callable[[Pipes], tuple[Loop, Any]]) -> None:
+async def test_a_name_without_instances_is_claimed_as_the_first(listen: Callable[[Pipes], tuple[Loop, Any]]) -> None:
     """Otherwise somebody who has created the pipe meanwhile would be the one whom commands reach."""
     pipes = Pipes(most=1)
     loop, listener = listen(pipes)
