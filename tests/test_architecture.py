@@ -137,9 +137,11 @@ ASKS_FOR_SYSTEM = {"sys.platform", "os.name", "platform.system", "platform.uname
 
 def asks_for_system(tree: ast.AST) -> bool:
     """Whether a module asks which operating system this is."""
-    named = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    named: set[str] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            named.add(f"{node.value.id}.{node.attr}")
+        elif isinstance(node, ast.ImportFrom):
             named |= {f"{node.module}.{alias.name}" for alias in node.names}
     return not named.isdisjoint(ASKS_FOR_SYSTEM)
 
