@@ -130,3 +130,39 @@ def test_a_package_that_imports_its_own_module_is_a_circle_with_it(tmp_path: Pat
     (tmp_path / "room" / "inner.py").touch()
     with pytest.raises(CycleError):
         TopologicalSorter(graph(tmp_path)).prepare()
+
+
+ASKS_FOR_SYSTEM = {"sys.platform", "os.name", "platform.system", "platform.uname", "sys.getwindowsversion"}
+
+
+def asks_for_system(tree: ast.AST) -> bool:
+    """Whether a module asks which operating system this is."""
+    named: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            named.add(f"{node.value.id}.{node.attr}")
+        elif isinstance(node, ast.ImportFrom):
+            named |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return not named.isdisjoint(ASKS_FOR_SYSTEM)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("import sys\nif sys.platform == 'linux': pass", True),
+        ("from os import name", True),
+        ("import platform\nplatform.system()", True),
+        ("from zeek_agent import platforms\nplatforms.HERE.name", False),
+    ],
+)
+def test_questions_for_the_operating_system_are_found(code: str, expected: bool) -> None:
+    assert asks_for_system(ast.parse(code)) == expected
+
+
+def test_only_platforms_asks_which_operating_system_this_is() -> None:
+    asking = {
+        name
+        for name, file in modules(PACKAGE).items()
+        if name.split(".")[0] != "platforms" and asks_for_system(ast.parse(file.read_text()))
+    }
+    assert asking == set()

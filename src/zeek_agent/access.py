@@ -171,16 +171,15 @@ class AccessPolicy:
         The default patterns name secrets, but do not hide hashes of executables, since malware can have a secret's
         name, properties of private keys, and files of a table that the operator has permitted for its secrets.
         """
-        path = normal(path)
-        return self._added_deny.match(path) or self._is_protected(path)
+        return any(self._added_deny.match(name) or self._is_protected(name) for name in names_of(path))
 
     def denies_in_any_case(self, path: str) -> bool:
         """`denies` for a file that answers to its name in capitals and small letters."""
-        return self.denies(path) or self._paths_deny_caseless.match(normal(path))
+        return self.denies(path) or any(map(self._paths_deny_caseless.match, names_of(path)))
 
     def allows(self, path: str) -> bool:
         """Whether `access.paths_allow`, where there is one, has this absolute path."""
-        return not self._paths_allow or self._paths_allow.match(normal(path))
+        return not self._paths_allow or self._paths_allow.admits(names_of(path))
 
     def contents(self, path: str, shown: ShownFiles | None = None) -> Contents:
         """Which rule lets the contents of the file at this absolute path be read; `shown` are those of its table."""
@@ -188,19 +187,18 @@ class AccessPolicy:
         return Contents.PRIVATE if found is not Contents.CONFIGURED and shown is not None and path in shown else found
 
     def _judge(self, path: str) -> bool:
-        path = normal(path)
-        return self._paths_deny.match(path) or self._is_protected(path)
+        return any(self._paths_deny.match(name) or self._is_protected(name) for name in names_of(path))
 
     def _is_protected(self, path: str) -> bool:
         return any(_is_own(path, own) for own in self.protected)
 
     def _list(self, path: str) -> Contents:
-        path = normal(path)
-        if self._files_allow.match(path) or self._paths_allow.match(path):
+        names = names_of(path)
+        if self._files_allow.admits(names) or self._paths_allow.admits(names):
             return Contents.CONFIGURED
-        if self._private.match(path):
+        if self._private.admits(names):
             return Contents.PRIVATE
-        return Contents.PUBLIC if self._public.match(path) else Contents.UNLISTED
+        return Contents.PUBLIC if self._public.admits(names) else Contents.UNLISTED
 
 
 def _any_matches(names: Iterable[str], globs: Sequence[str]) -> bool:
@@ -210,6 +208,11 @@ def _any_matches(names: Iterable[str], globs: Sequence[str]) -> bool:
 def normal(path: str) -> str:
     """The absolute path without `.`, `..` and doubled slashes, in the form in which rules compare paths."""
     return "/" + posixpath.normpath(platforms.HERE.comparable_path(path)).lstrip("/")
+
+
+def names_of(path: str) -> tuple[str, ...]:
+    """The same, under each name that the path has on every host of this system."""
+    return platforms.HERE.names_of(normal(path))
 
 
 def _is_own(path: str, own: str) -> bool:
@@ -256,10 +259,19 @@ class _PathRules:
         return bool(self._rules)
 
     def match(self, path: str) -> bool:
+        return self._verdict(path) is True
+
+    def admits(self, names: Iterable[str]) -> bool:
+        """Whether one of a file's names matches, and no other one is excluded by `!`."""
+        verdicts = set(map(self._verdict, names))
+        return True in verdicts and False not in verdicts
+
+    def _verdict(self, path: str) -> bool | None:
+        """Of the last rule that matches; None if there is none."""
         for verdict, regex in self._rules:
             if regex.fullmatch(path):
                 return verdict
-        return False
+        return None
 
 
 @lru_cache(maxsize=64)

@@ -775,13 +775,24 @@ def load(
 
 
 def config_file(path: Path | None, environment: Mapping[str, str]) -> Path | None:
-    """The file to read: the given one, or else the default one if it exists."""
+    """The file to read: the given one, or else the default one if it exists.
+
+    Raises UsageError for a default one that other users could have written for this one, who has more rights.
+    """
     if path is None and (named := environment.get(f"{ENVIRONMENT_PREFIX}CONFIG")):
         path = Path(named)
     if path is not None:
         return path
     default = platforms.HERE.configuration_file(environment)
-    return default if os.access(default, os.F_OK) else None
+    if not os.access(default, os.F_OK):
+        return None
+    try:
+        reason = platforms.HERE.configuration_exposure(default)
+    except OSError as error:
+        reason = f"it cannot be determined who may change {default}: {error.strerror or error}"
+    if reason is not None:
+        raise UsageError(f"the configuration is not read, because others could have written it: {reason}")
+    return default
 
 
 class SettingStatus(NamedTuple):

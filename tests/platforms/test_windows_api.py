@@ -11,8 +11,13 @@ from pathlib import Path
 import pytest
 
 from zeek_agent import ownership, platforms
+from zeek_agent.access import AccessPolicy
+from zeek_agent.config import AccessSettings
 from zeek_agent.file_lock import LockHeldError
+from zeek_agent.host.files.file_rules import RefusedError
+from zeek_agent.host.files.gate import Purpose
 from zeek_agent.host.files.hashing import hashes_of
+from zeek_agent.host.files.portable import PortableGate
 from zeek_agent.host.files.reads import FileReads
 from zeek_agent.platforms import windows
 from zeek_agent.platforms.winapi import pipes, security
@@ -42,6 +47,35 @@ def test_a_private_directory_passes_the_check_of_a_state_directory(tmp_path: Pat
     platforms.HERE.make_private_directory(directory)
     platforms.HERE.make_private_directory(directory)
     assert platforms.HERE.directory_exposure(directory) is None
+
+
+def test_a_new_private_file_can_be_demanded(tmp_path: Path) -> None:
+    file = tmp_path / "private"
+    os.close(platforms.HERE.open_private(file, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+    with pytest.raises(FileExistsError):
+        platforms.HERE.open_private(file, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+
+
+def test_an_open_file_has_the_path_with_long_names(tmp_path: Path) -> None:
+    file = tmp_path / "a long name.txt"
+    file.touch()
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        shown = platforms.HERE.shown_path(platforms.HERE.opened_path(descriptor))
+    finally:
+        os.close(descriptor)
+    assert Path(shown).samefile(file)
+    assert shown.endswith("\\a long name.txt")
+
+
+def test_a_hard_link_to_a_denied_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "denied").write_text("secret")
+    (tmp_path / "harmless").hardlink_to(tmp_path / "denied")
+    settings = AccessSettings(paths_deny=(str(tmp_path / "denied"),))
+    gate = PortableGate(AccessPolicy(settings), FileReads())
+    path = platforms.HERE.inner_path(str(tmp_path / "harmless"))
+    with pytest.raises(RefusedError, match="hard link"):
+        gate.open_regular(gate.walk(gate.root, path), path, Purpose.HASH)
 
 
 def test_a_lock_excludes_other_processes_and_names_the_holder(tmp_path: Path) -> None:
@@ -118,15 +152,3 @@ def test_the_machine_has_an_id() -> None:
     machine = platforms.HERE.machine_id()
     assert machine is not None
     assert len(machine) == 32
-
-
-@pytest.mark.parametrize(
-    ("sddl", "writers"),
-    [
-        ("O:BAD:P(A;OICI;FA;;;SY)(A;OICI;FA;;;BA)", set()),
-        ("O:BAD:(A;OICI;FA;;;SY)(A;OICIID;0x1200a9;;;BU)(A;CIID;LC;;;BU)", {"BU"}),
-        ("D:(A;OICIIO;GA;;;CO)(A;;0x1301bf;;;AU)(D;;FA;;;WD)", {"AU"}),
-    ],
-)
-def test_who_may_write_to_a_directory_is_in_its_descriptor(sddl: str, writers: set[str]) -> None:
-    assert windows.writers(sddl) == writers

@@ -325,3 +325,48 @@ def test_a_source_that_has_worked_for_a_while_is_started_again_before_the_next_o
     until_sync(lambda: next_best.sink is not None)
     assert best.probed == 2
     with_it.stop()
+
+
+def test_a_better_source_returns_when_it_works_again(store: EventStore) -> None:
+    best, second = Scripted("best", "Full Disk Access is missing"), Scripted("second")
+    best.return_seconds = 0.05
+    chosen = supervisor(store, [best, second])
+    chosen.start()
+    second.emit((1.0, 1))
+    until_sync(lambda: best.probed >= 3)
+    assert second.sink is not None
+    best.why_not = None
+    until_sync(lambda: best.sink is not None)
+    assert second.sink is None
+    assert [(status.backend, status.active) for status in chosen.status()] == [("best", True), ("second", False)]
+    assert best.missed is not None
+    probed = best.probed
+    time.sleep(0.2)
+    assert best.probed == probed
+    chosen.stop()
+    store.flush()
+    assert [cause for _, _, _, cause in store.gaps()] == ["no source was active"]
+    store.close()
+
+
+def test_a_better_source_that_does_not_start_after_all_leaves_the_other_one_recording(store: EventStore) -> None:
+    best, second = Scripted("best", "not yet"), Scripted("second")
+    best.return_seconds = 0.05
+    chosen = supervisor(store, [best, second])
+    chosen.start()
+    best.refuses, best.why_not = True, None
+    until_sync(lambda: best.probed >= 6)
+    until_sync(lambda: second.sink is not None)
+    assert chosen.status()[0].reason == "refused after all"
+    chosen.stop()
+    store.close()
+
+
+def test_a_source_that_cannot_get_better_is_not_tried_again(store: EventStore) -> None:
+    best, second = Scripted("best", "no BTF"), Scripted("second")
+    chosen = supervisor(store, [best, second])
+    chosen.start()
+    time.sleep(0.2)
+    assert best.probed == 1
+    chosen.stop()
+    store.close()

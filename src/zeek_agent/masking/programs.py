@@ -655,6 +655,23 @@ PROGRAMS: Final = (
         positional_form="&",
     ),
     Program("evil-winrm", "evil-winrm --help: -p, --password; -H, --hash", "-p --password -H --hash", valued="iuPcke"),
+    # Windows
+    Program("psexec psexec64", "PsExec documentation: -p psswd", "-p", valued="unriwa"),
+    Program("schtasks", "schtasks reference: /rp, /p password", "/rp /RP /p /P"),
+    Program("net", "net user username [password] /option", after="user USER", positional=(2,), given="/"),
+    Program("net1", "net user username [password]", after="user USER", positional=(2,)),
+    Program("net net1", r"net use [device] \\\\computer\share [password]", after="use USE", positional=(3, 4)),
+    # macOS
+    Program(
+        "security",
+        "security(1): -p password of a keychain, -P passphrase, -k password, -w password",
+        "-p -P -k -w",
+        after="create-keychain unlock-keychain set-keychain-password add-generic-password add-internet-password import "
+        "export set-key-partition-list set-generic-password-partition-list",
+    ),
+    Program("security", "security(1): set-keychain-password -o oldPassword", "-o", after="set-keychain-password"),
+    Program("dscl", "dscl(1): -passwd path [new_password | old_password new_password]", "-passwd*"),
+    Program("dscl", "dscl(1): -P password of -u user", "-P", valued="u"),
 )
 """What the manuals say. An entry for the same name adds to earlier ones."""
 
@@ -662,13 +679,14 @@ SHELLS: Final = words("sh bash dash ash zsh ksh mksh fish csh tcsh busybox rbash
 """Shells, of which an argument can be a script."""
 WRAPPERS: Final = SHELLS | words(
     """
-    ansible at batch builtin bwrap catchsegv cgexec chpst chronic chroot chrt command crictl ctr daemonize
-    db2 dbus-run-session doas docker dumb-init entr env envdir eval exec expect fakeroot faketime find firejail flock
+    ansible at batch builtin bwrap catchsegv cgexec chpst chronic chroot chrt command crictl ctr daemonize cmd db2
+    dbus-run-session doas docker dumb-init entr env envdir eval exec expect fakeroot faketime find firejail flock
     gdb gosu ionice kadmin kadmin.local kubectl lftp ltrace lxc lxc-attach machinectl mosh nerdctl nice nohup
-    nsenter nsjail numactl oc parallel perf pkexec podman prlimit proot proxychains proxychains4 reflex rlwrap rpcclient
-    run-parts runuser s6-setuidgid salt screen script setarch setpriv setsid setuidgid softlimit spawn srun ssh
-    ssh-agent sshpass start-stop-daemon stdbuf strace su sudo systemd-cat systemd-inhibit systemd-run taskset
-    time timeout tini tmux torsocks unbuffer unshare valgrind watch watchexec with-contenv xargs xterm xvfb-run
+    nsenter nsjail numactl oc parallel powershell pwsh perf pkexec podman prlimit proot proxychains proxychains4
+    reflex rlwrap rpcclient run-parts runuser s6-setuidgid salt screen script setarch setpriv setsid setuidgid
+    softlimit spawn srun ssh ssh-agent sshpass start-stop-daemon stdbuf strace su sudo systemd-cat systemd-inhibit
+    systemd-run taskset time timeout tini tmux torsocks unbuffer unshare valgrind watch watchexec with-contenv xargs
+    xterm xvfb-run
     """
 )
 """Programs that run another one: what stands behind its name is read as its arguments, and text as a shell's."""

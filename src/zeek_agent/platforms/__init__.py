@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping
@@ -128,6 +129,18 @@ class Platform(ABC):
         """The form in which access rules and paths are compared."""
         return path.lower() if self.ignores_case else path
 
+    def names_of(self, path: str) -> tuple[str, ...]:
+        """All names that the system itself gives to a path in its comparable form, by its own links."""
+        return (path,)
+
+    def link_target(self, directory: str, target: str) -> str | None:
+        """The path that a link in a directory leads to, with slashes; None if it leaves the host's own file systems."""
+        return posixpath.join(directory, target)
+
+    @abstractmethod
+    def opened_path(self, descriptor: int) -> str:
+        """The path of an open file as the system names it, with slashes. Raises OSError if it has none."""
+
     def change_time_ns(self, descriptor: int, status: os.stat_result) -> int:
         """When an open file last changed in any way; nobody can set that time. Raises OSError."""
         return status.st_ctime_ns
@@ -180,6 +193,10 @@ class Platform(ABC):
     @abstractmethod
     def group_exposure(self, directory: Path) -> str | None:
         """The same for the directory's group. Raises OSError."""
+
+    def configuration_exposure(self, file: Path) -> str | None:
+        """Why others than those whose configuration it is can write the one at its default path. Raises OSError."""
+        return None
 
     # Private files
 

@@ -12,6 +12,7 @@ from typing import Final
 from zeek_agent.platforms.posix import SOCKET, Posix
 
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+OWN_DESCRIPTORS: Final = "/proc/self/fd"
 MACHINE_ID_FILES: Final = (Path("/etc/machine-id"), Path("/var/lib/dbus/machine-id"))
 OS_RELEASE_FILES: Final = (Path("/etc/os-release"), Path("/usr/lib/os-release"))
 
@@ -42,6 +43,9 @@ class Linux(Posix):
 
     def os_name(self) -> str:
         return distribution_name()
+
+    def opened_path(self, descriptor: int) -> str:
+        return os.readlink(f"{OWN_DESCRIPTORS}/{descriptor}")  # noqa: PTH115 - the text as it is
 
     def set_thread_niceness(self, niceness: int) -> None:
         import threading

@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakSet
 
 from zeek_agent.control_transport import (
     Connection,
@@ -26,6 +27,8 @@ from zeek_agent.platforms.winapi import pipes, security
 
 log = logging.getLogger(__name__)
 
+_PAUSE_SECONDS: Final = 1.0
+"""Until the next attempt to accept connections."""
 PREFIX: Final = "\\\\.\\pipe\\"
 
 
@@ -43,7 +46,7 @@ class NamedPipes(ControlTransport):
         stream_bytes: int,
     ) -> Listener:
         name = _checked(address)
-        sddl = pipes.OWNERS.format(user=security.user_sid())
+        sddl = security.for_this_process(pipes.OWNERS)
         if group is not None:
             sddl += pipes.GROUP.format(sid=_group_sid(group, section))
         try:
@@ -68,7 +71,15 @@ class NamedPipes(ControlTransport):
 class _PipeListener:
     """Has one instance of the pipe that waits for a client, from the event loop of the Proactor."""
 
-    def __init__(self, name: str, sddl: str, serve: ServeConnection, stream_bytes: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        sddl: str,
+        serve: ServeConnection,
+        stream_bytes: int,
+        *,
+        pause_seconds: float = _PAUSE_SECONDS,
+    ) -> None:
         """Raises OSError."""
         self._name = name
         self._sddl = sddl
@@ -78,6 +89,10 @@ class _PipeListener:
         self._accepting: asyncio.Future[Any] | None = None
         self._pipe: Any = None
         self._closed = False
+        self._open: WeakSet[Any] = WeakSet()
+        """Instances that have clients; while there is one, or one that waits, nobody else can have the name."""
+        self._pause_seconds = pause_seconds
+        self._failing = False
         self._wait_for_client(_new_pipe(name, sddl, is_first=True))
 
     def close(self) -> None:
@@ -89,9 +104,19 @@ class _PipeListener:
             self._pipe = None
 
     def _wait_for_client(self, pipe: Any) -> None:
-        self._pipe = pipe
-        self._accepting = self._loop.accept_pipe(pipe)
-        self._accepting.add_done_callback(self._accepted)
+        try:
+            accepting = self._loop.accept_pipe(pipe)
+        except OSError as error:  # its client has closed it already
+            log.info("a connection to %s has failed: %s", self._name, error)
+            self._open.add(pipe)
+            self._loop.call_soon(self._replace, pipe)
+            return
+        self._pipe, self._accepting = pipe, accepting
+        accepting.add_done_callback(self._accepted)
+
+    def _replace(self, pipe: Any) -> None:
+        self._wait_for_next()
+        pipe.close()
 
     def _accepted(self, accepting: asyncio.Future[Any]) -> None:
         pipe, self._pipe = self._pipe, None
@@ -99,19 +124,32 @@ class _PipeListener:
             if pipe is not None:
                 pipe.close()
             return
-        try:
-            # The next instance comes first, so that there always is one and nobody else can create the name.
-            following = _new_pipe(self._name, self._sddl, is_first=False)
-        except OSError as error:
-            log.error("the control pipe %s does not accept connections any more: %s", self._name, error)
-            following = None
+        self._open.add(pipe)
+        # The next instance comes first, so that there always is one and nobody else can create the name.
+        self._wait_for_next()
         if failure := accepting.exception():
             log.info("a connection to %s has failed: %s", self._name, failure)
             pipe.close()
         else:
             self._begin(pipe)
-        if following is not None:
-            self._wait_for_client(following)
+
+    def _wait_for_next(self) -> None:
+        """Make an instance for the next client; where that fails, as with too many clients, try again later."""
+        if self._closed:
+            return
+        is_first = not any(pipe.handle is not None for pipe in self._open)
+        try:
+            following = _new_pipe(self._name, self._sddl, is_first=is_first)
+        except OSError as error:
+            if not self._failing:
+                self._failing = True
+                log.error("the pipe %s accepts no connections at present: %s", self._name, error)
+            self._loop.call_later(self._pause_seconds, self._wait_for_next)
+            return
+        if self._failing:
+            self._failing = False
+            log.info("the pipe %s accepts connections again", self._name)
+        self._wait_for_client(following)
 
     def _begin(self, pipe: Any) -> None:
         reader = asyncio.StreamReader(limit=self._stream_bytes, loop=self._loop)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from zeek_agent.platforms import CONFIGURATION, PROGRAM, Platform, windows_paths
+from zeek_agent.platforms import CONFIGURATION, PROGRAM, Platform, caseless, windows_descriptors, windows_paths
 
 if TYPE_CHECKING:
     import asyncio
@@ -23,12 +23,6 @@ PIPES: Final = "\\\\.\\pipe\\"
 DIRECTORY: Final = "ZeekAgent"
 
 _T = TypeVar("_T")
-
-_TRUSTED: Final = frozenset({"SY", "BA", "CO", "OW", "LA"})
-"""SDDL's names of the system, administrators, and whoever owns or creates a file."""
-_WRITING: Final = 0x2 | 0x4 | 0x40 | 0x1_0000 | 0x4_0000 | 0x8_0000 | 0x1000_0000 | 0x4000_0000
-"""FILE_ADD_FILE, FILE_ADD_SUBDIRECTORY, FILE_DELETE_CHILD, DELETE, WRITE_DAC, WRITE_OWNER, generic all and write."""
-_WRITING_NAMES: Final = frozenset({"FA", "FW", "GA", "GW", "SD", "WD", "WO", "DC", "LC"})
 
 
 class Windows(Platform):
@@ -97,7 +91,19 @@ class Windows(Platform):
         return native
 
     def comparable_path(self, path: str) -> str:
-        return windows_paths.inner(path).lower()
+        return caseless.folded(windows_paths.inner(path))
+
+    def link_target(self, directory: str, target: str) -> str | None:
+        return windows_paths.link_target(directory, target)
+
+    def opened_path(self, descriptor: int) -> str:
+        """With long names, and without links and junctions."""
+        from zeek_agent.platforms.winapi import files
+
+        path = windows_paths.link_target("/", files.final_path(descriptor))
+        if path is None:
+            raise PermissionError(errno.EACCES, "it is not on a drive of this host")
+        return path
 
     def change_time_ns(self, descriptor: int, status: os.stat_result) -> int:
         """`st_ctime` is the time of creation on Windows."""
@@ -144,8 +150,23 @@ class Windows(Platform):
     def directory_exposure(self, directory: Path) -> str | None:
         from zeek_agent.platforms.winapi import security
 
-        who = writers(security.describe(directory)) - {security.user_sid()}
-        return f"{directory} is writable by {', '.join(sorted(who))}" if who else None
+        who = windows_descriptors.writers(security.describe(directory)) - {security.user_sid()}
+        return f"{directory} is owned or writable by {', '.join(sorted(who))}" if who else None
+
+    def program_exposure(self, directory: Path) -> str | None:
+        """The same, also for the directories above, which others could replace. Raises OSError."""
+        from zeek_agent.platforms.winapi import security
+
+        for above in directory.absolute().parents:
+            if who := windows_descriptors.replacers(security.describe(above)) - {security.user_sid()}:
+                return f"{above} is owned by {', '.join(sorted(who))}, or lets them replace what is in it"
+        return self.directory_exposure(directory)
+
+    def configuration_exposure(self, file: Path) -> str | None:
+        """Every user may create files and directories in `%ProgramData%`."""
+        if not self.is_privileged():
+            return None
+        return self.directory_exposure(file.parent) or self.directory_exposure(file)
 
     def group_exposure(self, directory: Path) -> str | None:
         return None
@@ -153,28 +174,32 @@ class Windows(Platform):
     def make_private_directory(self, directory: Path, mode: int = 0o700) -> None:
         from zeek_agent.platforms.winapi import security
 
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            security.create_directory(directory, security.PRIVATE_DIRECTORY.format(user=security.user_sid()))
-        except FileExistsError:
-            if not directory.is_dir():
-                raise
+        sddl = security.for_this_process(security.PRIVATE_DIRECTORY)
+        missing = [above for above in directory.parents if not above.exists()]
+        for each in (*reversed(missing), directory):
+            try:
+                security.create_directory(each, sddl)
+            except FileExistsError:
+                if not each.is_dir():
+                    raise
 
     def open_private(self, file: Path, flags: int) -> int:
-        is_new = not file.exists()
-        descriptor = os.open(file, flags)
-        try:
-            if is_new:
-                self.protect_file(file)
-        except OSError:
-            os.close(descriptor)
-            raise
-        return descriptor
+        """A file never exists without its list, which would let others keep it open."""
+        from zeek_agent.platforms.winapi import files, security
+
+        if flags & os.O_CREAT:
+            try:
+                files.create(file, security.for_this_process(security.PRIVATE_FILE))
+                flags &= ~os.O_EXCL
+            except FileExistsError:
+                if flags & os.O_EXCL:
+                    raise
+        return os.open(file, flags & ~os.O_CREAT | getattr(os, "O_NOINHERIT", 0))
 
     def protect_file(self, file: Path) -> None:
         from zeek_agent.platforms.winapi import security
 
-        security.set_dacl(file, security.PRIVATE_FILE.format(user=security.user_sid()))
+        security.set_dacl(file, security.for_this_process(security.PRIVATE_FILE))
 
     def sync_directory(self, directory: Path) -> None:
         """Nothing: the file system's journal has the names in order."""
@@ -235,21 +260,3 @@ def _for_all(environment: Mapping[str, str]) -> Path:
 def _for_user(environment: Mapping[str, str]) -> Path:
     local = environment.get("LOCALAPPDATA")
     return (Path(local) if local else Path("~").expanduser() / "AppData" / "Local") / DIRECTORY
-
-
-def writers(sddl: str) -> frozenset[str]:
-    """Who may create, replace or delete files, by a directory's descriptor, other than the system and administrators.
-
-    They are SIDs or SDDL's names: `BU` are all users, `WD` is everyone.
-    """
-    found = set()
-    for kind, flags, rights, trustee in re.findall(r"\((\w+);(\w*);(\w*);[^;]*;[^;]*;([^;)]+)[^)]*\)", sddl):
-        if kind == "A" and "IO" not in flags and trustee not in _TRUSTED and _may_write(rights):
-            found.add(trustee)
-    return frozenset(found)
-
-
-def _may_write(rights: str) -> bool:
-    if rights.lower().startswith("0x"):
-        return bool(int(rights, 16) & _WRITING)
-    return not _WRITING_NAMES.isdisjoint(re.findall("..", rights))

@@ -64,6 +64,9 @@ class Source(ABC):
     """Time after which it is tried again, if no source of its kind works; None: the same for all sources."""
     restart_after_seconds: float | None = None
     """If it fails after this time, it is started again before the next one of its kind is; None: it is not."""
+    return_seconds: float | None = None
+    """Interval at which it is tried while a worse one of its kind records, because what it lacked can be granted while
+    the agent runs; None: it is not."""
     shortcoming: str | None = None
     """What it misses compared with the best backend of its kind, for `doctor`; see docs/sources.md for details."""
     overrun: str = "the kernel's buffer was full"

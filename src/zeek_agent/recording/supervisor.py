@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -50,6 +51,8 @@ class _KindState:
     lost: int = 0
     checked: float = 0.0
     try_again: float = 0.0
+    try_better: float = math.inf
+    """When backends that are better than the active one are tried, by the monotonic clock."""
     activated: float = 0.0
     """By the monotonic clock."""
     warned: bool = False
@@ -198,6 +201,7 @@ class Supervisor:
                 # it may have lost events since it was attached; a count that has become lower began again
                 recorder.lost = lost_before if source.counters.lost["overrun"] >= lost_before else 0
                 recorder.warned = False
+                self._schedule_better(recorder, source)
                 log.info("%s events are recorded by %s", recorder.kind, source.backend)
                 return
             if recorder.reasons.get(source.backend) != reason:
@@ -211,6 +215,34 @@ class Supervisor:
                 reasons = "; ".join(f"{backend}: {reason}" for backend, reason in recorder.reasons.items())
                 level = logging.WARNING if any(source.essential for source in recorder.sources) else logging.INFO
                 log.log(level, "%s events are not recorded: no backend works (%s)", recorder.kind, reasons)
+
+    def _schedule_better(self, recorder: _KindState, active: Source) -> None:
+        better = recorder.sources[: recorder.sources.index(active)]
+        intervals = [source.return_seconds for source in better if source.return_seconds is not None]
+        recorder.try_better = time.monotonic() + min(intervals, default=math.inf)
+
+    def _return_to_better(self, recorder: _KindState, active: Source) -> None:
+        """Replace the active source if a better one works by now; until that is known, it records."""
+        for number, source in enumerate(recorder.sources[: recorder.sources.index(active)]):
+            if source.return_seconds is None or not self._works(recorder, source):
+                continue
+            self._note_losses(recorder, active, at_end=True)
+            self._stop(active)
+            recorded_until = active.recorded_until()
+            since = recorder.checked if recorded_until is None else recorded_until
+            recorder.active, recorder.unrecorded_since = None, since
+            self._activate(recorder, recorder.sources[number:], since)
+            return
+        self._schedule_better(recorder, active)
+
+    def _works(self, recorder: _KindState, source: Source) -> bool:
+        try:
+            reason = source.probe()
+        except (OSError, ImportError) as error:
+            reason = str(error)
+        if reason is not None:
+            recorder.reasons[source.backend] = reason
+        return reason is None
 
     def _try(self, recorder: _KindState, source: Source) -> str | None:
         """Start the source. Returns None, or the reason if it could not be started."""
@@ -251,6 +283,8 @@ class Supervisor:
         source = recorder.active
         if source is not None and source.failure is not None:
             self._replace(recorder, source, source.failure)
+        elif source is not None and checked >= recorder.try_better:
+            self._return_to_better(recorder, source)
         elif source is not None:
             self._note_losses(recorder, source)
         elif recorder.sources and time.monotonic() >= recorder.try_again:

@@ -74,7 +74,7 @@ class LaunchdService:
     def install(self, program: Path, *, start: bool) -> Iterator[str]:
         """Write the property list and, if there is none, a configuration; start the daemon. Raises ZeekAgentError."""
         _require_root("install", program)
-        for path in (program, Path(sys.executable), Path(zeek_agent.__file__)):
+        for path in (program, Path(sys.executable), Path(os.__file__), Path(zeek_agent.__file__)):
             self._require_trusted(path)
         for file in (self.property_list, self.rotation):
             if file.exists() and not _is_ours(file):

@@ -16,6 +16,7 @@ import zeek_agent
 from zeek_agent import platforms
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.platforms.winapi import services
+from zeek_agent.platforms.windows import PLATFORM
 from zeek_agent.service.example import example_configuration
 
 NAME: Final = "ZeekAgent"
@@ -38,10 +39,11 @@ class WindowsService:
     def install(self, *, start: bool) -> Iterator[str]:
         """Create the service and, if there is none, a configuration; start it. Raises ZeekAgentError."""
         _require_administrator("install")
-        for path in {Path(sys.executable).parent, Path(zeek_agent.__file__).parent}:
+        for path in _program_directories():
             _require_trusted(path)
         try:
             platforms.HERE.make_private_directory(self.directory)
+            _require_own(self.directory)
             if not self.configuration.exists():
                 self.configuration.write_text(example_configuration(), "utf-8")
                 yield f"wrote {self.configuration}"
@@ -81,6 +83,7 @@ def run(work: Callable[[], int]) -> int:
     try:
         directory = WindowsService().directory
         platforms.HERE.make_private_directory(directory)
+        _require_own(directory)
         os.chdir(directory)
         return services.StartedService(NAME).run(work, lambda: _thread.interrupt_main(signal.SIGTERM))
     except services.NotAServiceError:
@@ -92,15 +95,30 @@ def run(work: Callable[[], int]) -> int:
         raise ZeekAgentError(f"cannot run as a service: {error.strerror or error}") from None
 
 
+def _program_directories() -> set[Path]:
+    """Where the program, its interpreter, which may be another one's environment, and the libraries are."""
+    files = (sys.executable, sys.base_prefix + "/python.exe", os.__file__, zeek_agent.__file__)
+    return {Path(file).absolute().parent for file in files}
+
+
 def _require_administrator(what: str) -> None:
     if not platforms.HERE.is_privileged():
         raise ZeekAgentError(f"only an administrator can {what} the service: use an elevated prompt")
 
 
+def _require_own(directory: Path) -> None:
+    """Every user may create directories in `%ProgramData%`, with files in it for the service. Raises ZeekAgentError."""
+    if (reason := PLATFORM.program_exposure(directory)) is not None:
+        raise ZeekAgentError(f"another user has made {directory}, or may change it: {reason}. Remove it")
+
+
 def _require_trusted(directory: Path) -> None:
     """The system must not run, at every boot, what somebody else can change."""
+    profile = os.environ.get("USERPROFILE")
     try:
-        reason = platforms.HERE.directory_exposure(directory)
+        reason = PLATFORM.program_exposure(directory)
+        if reason is None and profile and directory.resolve().is_relative_to(Path(profile).resolve()):
+            reason = f"it is in the profile {profile}, whose programs can change it without elevation"
     except OSError as error:
         raise ZeekAgentError(f"cannot check who may change {directory}: {error.strerror or error}") from None
     if reason is not None:

@@ -300,6 +300,49 @@ def test_command_lines_in_entries_are_masked() -> None:
     assert "hunter2" not in message
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        r'C:\Windows\System32\cmd.exe /c "curl -u bob:hunter2 https://example.com"',
+        r"cmd /c curl -u bob:hunter2 https://example.com",
+        r'powershell.exe -Command "mysql -phunter2"',
+        r"C:\Windows\system32\NET.EXE user bob hunter2 /add",
+        r"net use Z: \\server\share hunter2 /user:bob",
+        r"PsExec64.exe \\server -u bob -p hunter2 cmd",
+        r"schtasks /create /ru bob /rp hunter2 /tn x",
+    ],
+)
+def test_secrets_of_programs_of_windows_are_masked(line: str) -> None:
+    row = process(windows_processes.context(), (SYSMON, 1), {"CommandLine": line})
+    assert row.cmdline is not None
+    assert "hunter2" not in row.cmdline
+    assert "***" in row.cmdline
+
+
+@pytest.mark.parametrize(
+    ("event_id", "values", "shown"),
+    [
+        (7045, {"ServiceName": "x", "ImagePath": "C:\\x.exe --password=hunter2"}, "ImagePath=C:\\x.exe --password=***"),
+        (4697, {"ServiceFileName": "C:\\x.exe --token hunter2"}, "ServiceFileName=C:\\x.exe --token ***"),
+        (
+            4698,
+            {
+                "TaskContent": "<Task><Actions><Exec><Command>curl</Command> <Arguments>-u a:hunter2 &quot;b c&quot;"
+                "</Arguments></Exec><Exec><Command>C:\\y.exe</Command></Exec></Actions></Task>"
+            },
+            "TaskContent=curl -u a:***",
+        ),
+        (4702, {"TaskContentNew": "<Exec><Command>x --password hunter2"}, "TaskContentNew="),
+    ],
+)
+def test_commands_of_new_services_and_tasks_are_masked(event_id: int, values: dict[str, str], shown: str) -> None:
+    event = parse_event(event_xml("Example", event_id, values))
+    message = log_row(event, f"It was installed: {values}", Masker()).message
+    assert message is not None
+    assert shown in message
+    assert "hunter2" not in message
+
+
 VALUES = st.one_of(
     st.text(max_size=30),
     st.sampled_from(

@@ -1,6 +1,8 @@
-"""The path gate for systems without O_PATH descriptors (macOS, Windows): it resolves paths, and so has races.
+"""The path gate for systems without O_PATH descriptors (macOS, Windows).
 
-The rules are those of `file_rules`, without mounts and hard links.
+It looks paths up by their names, so what it lists may be exchanged meanwhile. What is opened is decided by the open
+file: the rules apply to the path that the system gives for its descriptor, and files with several hard links are
+compared with the denied ones by device and inode. There are no rules on mounts.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ import os
 import posixpath
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
+from functools import cached_property
 from io import FileIO
 from itertools import islice
 from pathlib import Path
@@ -17,6 +21,7 @@ from typing import Final
 
 from zeek_agent import platforms
 from zeek_agent.access import AccessPolicy, Contents, ShownFiles
+from zeek_agent.host.files import path_handle
 from zeek_agent.host.files.file_rules import Listed, RefusedError, content_refusal
 from zeek_agent.host.files.gate import OpenedFile, Purpose
 from zeek_agent.host.files.path_handle import PathHandle
@@ -25,13 +30,27 @@ from zeek_agent.host.files.statx import FileStatus
 from zeek_agent.host.linux.mounts import Mount
 from zeek_agent.text import from_os
 
+LINKS_MAX: Final = 40
+"""Links on the path to a file."""
 _ENTRIES_PER_READ: Final = 256
 """Directory entries between checks of the statement's limits."""
 _NO_DESCRIPTOR: Final = -1
 _UNKNOWN_MOUNT: Final = Mount(0, "", "/", "/", "")
+_SYMBOLIC_LINK: Final = 0xA000_000C
 _JUNCTION: Final = 0xA000_0003
-"""IO_REPARSE_TAG_MOUNT_POINT."""
+"""IO_REPARSE_TAG_SYMLINK and IO_REPARSE_TAG_MOUNT_POINT."""
+_LEADS_ELSEWHERE: Final = 0x2000_0000
+"""The bit of all tags of files that stand for other ones."""
 _OWNED: Final = hasattr(os, "getuid")
+_READ_FLAGS: Final = (
+    os.O_RDONLY
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_NOCTTY", 0)
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_BINARY", 0)
+    | getattr(os, "O_NOINHERIT", 0)
+)
 
 
 class PortableGate:
@@ -58,8 +77,9 @@ class PortableGate:
         for name in names:
             path = posixpath.join(directory.path, name)
             try:
+                demand_local(path)
                 yield name, _status(Path(platforms.HERE.native_path(path)).stat())
-            except OSError:
+            except (OSError, RefusedError):
                 try:
                     yield name, _status(Path(platforms.HERE.native_path(path)).lstat())
                 except FileNotFoundError:
@@ -84,23 +104,16 @@ class PortableGate:
     def open_regular(self, handle: PathHandle, written: str, purpose: Purpose) -> OpenedFile | None:
         if not stat.S_ISREG(handle.status.mode):
             return None
+        demand_local(handle.path)
         resolved = os.path.realpath(platforms.HERE.native_path(handle.path))
         names = (from_os(written), from_os(platforms.HERE.inner_path(resolved)))
-        if not all(map(self._access.may_read, names)):
-            raise RefusedError("denied by access.paths_deny or not in access.paths_allow")
-        listed = self._access.contents(names[1], self._shown)
-        if purpose is Purpose.CONTENTS and listed is not Contents.CONFIGURED:
-            public = platforms.HERE.has_owner_ids and bool(handle.status.mode & stat.S_IROTH)
-            cause = content_refusal(listed, readable_by_all=public, belongs_there=True)
-            if cause is not None and not self._access.reports_only:
-                raise RefusedError(cause)
-            if cause is not None:
-                self.reads.leave_out(Omission.REPORTED, written, cause)
-        file = FileIO(os.open(resolved, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)))
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        self._demand_readable(*names)
+        file = FileIO(os.open(resolved, _READ_FLAGS))
+        try:
+            return self._checked(file, names, purpose)
+        except BaseException:
             file.close()
-            return None
-        return OpenedFile(file, masks_keys=listed is not Contents.CONFIGURED)
+            raise
 
     def open_executable(self, process: PathHandle) -> OpenedFile | None:
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), process.path)
@@ -108,7 +121,64 @@ class PortableGate:
     def is_process(self, directory: PathHandle) -> bool:
         return False
 
+    def _checked(self, file: FileIO, names: tuple[str, str], purpose: Purpose) -> OpenedFile | None:
+        """The open file, if the rules permit it by what it is. Raises RefusedError and OSError."""
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            file.close()
+            return None
+        path = platforms.HERE.opened_path(file.fileno())
+        if not os.path.samestat(status, os.lstat(platforms.HERE.native_path(path))):
+            raise RefusedError("it was exchanged while it was opened")
+        handle = self._real_handle(path)
+        self._demand_readable(*names, from_os(handle.path))
+        if status.st_nlink != 1 and _identity(status) in self._denied_objects:
+            raise RefusedError("a hard link to a file denied by access.paths_deny, or to one of the agent's own")
+        listed = self._access.contents(from_os(handle.path), self._shown)
+        if purpose is Purpose.CONTENTS and listed is not Contents.CONFIGURED:
+            self._demand_contents(handle, names[0], listed)
+        return OpenedFile(file, masks_keys=listed is not Contents.CONFIGURED)
+
+    def _demand_readable(self, *names: str) -> None:
+        if not all(map(self._access.may_read, names)):
+            raise RefusedError("denied by access.paths_deny or not in access.paths_allow")
+
+    def _demand_contents(self, handle: PathHandle, written: str, listed: Contents) -> None:
+        """Where files have no modes, only what is configured may be shown."""
+        has_modes = platforms.HERE.has_owner_ids
+        cause = content_refusal(
+            listed,
+            readable_by_all=has_modes and path_handle.readable_by_all(handle),
+            belongs_there=has_modes and path_handle.belongs_there(handle),
+        )
+        if cause is not None and not self._access.reports_only:
+            raise RefusedError(cause)
+        if cause is not None:
+            self.reads.leave_out(Omission.REPORTED, written, cause)
+
+    @cached_property
+    def _denied_objects(self) -> frozenset[tuple[int, int]]:
+        """Device and inode of the literal denied paths, and of the agent's own files."""
+        found: set[tuple[int, int]] = set()
+        for path in (*self._access.literals, *self._access.protected):
+            with suppress(OSError):  # missing, or not accessible: no hard link of it can be opened either
+                place = Path(platforms.HERE.native_path(platforms.HERE.inner_path(path)))
+                found.add(_identity(place.stat()))
+                for entry in place.iterdir() if path in self._access.protected else ():
+                    with suppress(OSError):
+                        found.add(_identity(entry.stat()))
+        return frozenset(found)
+
+    def _real_handle(self, path: str) -> PathHandle:
+        """The file at a path without links, with all directories above it. Raises OSError."""
+        handle, at = self.root, ""
+        for name in path.split("/")[1:]:
+            at = f"{at}/{name}"
+            handle = self._handle(at, _status(os.lstat(platforms.HERE.native_path(at))), handle)
+        return handle
+
     def _handle_at(self, path: str, parent: PathHandle | None) -> PathHandle:
+        demand_local(path)
         native = path if path == "/" else platforms.HERE.native_path(path)
         return self._handle(path, _status(os.stat(native)), parent)  # noqa: PTH116
 
@@ -116,6 +186,42 @@ class PortableGate:
         handle = PathHandle(_NO_DESCRIPTOR, status, _UNKNOWN_MOUNT, path, None)
         handle.parent = parent
         return handle
+
+
+def demand_local(
+    path: str,
+    lstat: Callable[[str], os.stat_result] = os.lstat,
+    readlink: Callable[[str], str] = os.readlink,
+) -> None:
+    """Raises RefusedError if a link on the path leads off the drives of a system that has them.
+
+    To follow it there would send the agent's credentials to a server that whoever made the link has chosen. Raises
+    OSError.
+    """
+    if platforms.HERE.has_root:
+        return
+    place, left, links = "/", _names(path), 0
+    while left:
+        at = posixpath.join(place, left.pop())
+        native = platforms.HERE.native_path(at)
+        tag = getattr(lstat(native), "st_reparse_tag", 0)
+        if not tag & _LEADS_ELSEWHERE:
+            place = at
+            continue
+        links += 1
+        target = platforms.HERE.link_target(place, readlink(native)) if tag in {_SYMBOLIC_LINK, _JUNCTION} else None
+        if target is None or links > LINKS_MAX:
+            raise RefusedError("a link on the path does not lead to a directory or file of this host's drives")
+        place, left = "/", [*left, *_names(target)]
+
+
+def _names(path: str) -> list[str]:
+    """The components of an absolute path, the last one first."""
+    return [name for name in reversed(path.split("/")) if name]
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
 
 
 def _status(found: os.stat_result) -> FileStatus:

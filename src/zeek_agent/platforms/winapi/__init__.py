@@ -10,6 +10,8 @@ import sys
 from functools import cache
 from typing import Any, Final
 
+_FROM_SYSTEM_DIRECTORY: Final = 0x800
+"""LOAD_LIBRARY_SEARCH_SYSTEM32: not one of the same name next to the interpreter."""
 INVALID_HANDLE: Final = ctypes.c_void_p(-1).value
 """`INVALID_HANDLE_VALUE`."""
 
@@ -25,7 +27,7 @@ class NotWindowsError(OSError):
 def library(name: str) -> Any:
     """A DLL of the system, such as `kernel32`, with calls that keep the error for `last_error`."""
     if sys.platform == "win32":
-        return ctypes.WinDLL(name, use_last_error=True)
+        return ctypes.WinDLL(name, use_last_error=True, winmode=_FROM_SYSTEM_DIRECTORY)
     raise NotWindowsError(name)
 
 

@@ -7,6 +7,7 @@ Security Descriptor String Format in Microsoft's documentation of Win32.
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +18,9 @@ from zeek_agent.platforms import winapi
 PRIVATE_DIRECTORY: Final = "D:P(A;OICI;FA;;;SY)(A;OICI;FA;;;BA)(A;OICI;FA;;;{user})"
 """Full access for the system, administrators and one user; files and directories below inherit it."""
 PRIVATE_FILE: Final = "D:P(A;;FA;;;SY)(A;;FA;;;BA)(A;;FA;;;{user})"
+OF_USER: Final = re.compile(r"\([^()]*;\{user\}\)")
 ADMINISTRATORS: Final = "S-1-5-32-544"
 SYSTEM: Final = "S-1-5-18"
-TRUSTED_INSTALLER: Final = "S-1-5-80-956008885-3418522649-1831038044-1853292631-2271478464"
 
 _SDDL_REVISION: Final = 1
 _SE_FILE_OBJECT: Final = 1
@@ -38,6 +39,16 @@ class SecurityAttributes(ctypes.Structure):
         ("lpSecurityDescriptor", ctypes.c_void_p),
         ("bInheritHandle", ctypes.c_int),
     )
+
+
+def for_this_process(sddl: str) -> str:
+    """A descriptor for objects of this process; for administrators only if it has an administrator's rights.
+
+    Other programs of the same user do not have these rights, and must not get them by what such an object contains.
+    """
+    if is_administrator():
+        return "O:BA" + OF_USER.sub("", sddl.removeprefix("O:{user}"))
+    return sddl.format(user=user_sid())
 
 
 @contextmanager

@@ -51,6 +51,7 @@ class Eslogger(Source):
     kind = "processes"
     backend = "eslogger"
     restart_after_seconds = 30.0
+    return_seconds = 600.0
 
     def __init__(
         self,
@@ -94,6 +95,7 @@ class Eslogger(Source):
         self._first: float | None = None
         self._last = 0.0
         self._begun = threading.Event()
+        self._own_signs.clear()
         self._refused: str | None = None
         self._versions: set[tuple[int | None, int | None]] = set()
         self._reconcile_at: float | None = None

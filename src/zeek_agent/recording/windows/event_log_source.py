@@ -58,6 +58,7 @@ class EventLogSource(Source):
     """Records the events of one or more logs. It resumes where an earlier run ended, so no time is missed."""
 
     note = EXPERIMENTAL
+    return_seconds = 600.0
     overrun = "records of an event log were overwritten or cleared before they were read"
     table: str
     logs: Sequence[Log]
