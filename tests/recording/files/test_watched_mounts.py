@@ -14,7 +14,7 @@ import pytest
 from children import exit_code, fork
 from mounting import SilentFuse, in_mount_namespace, needs_fuse
 from waiting import until_sync
-from watching import TABLE, directories_of, stopped_watcher, watching
+from watching import TABLE, Watching, directories_of, stopped_watcher, watching
 
 from zeek_agent.recording.files import fanotify
 from zeek_agent.recording.files.mount_table import MountTable
@@ -53,6 +53,12 @@ def btrfs(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("needs loop devices")
     yield directory
     subprocess.run(["umount", "--lazy", directory], check=True)
+
+
+def is_recorded(file: Path, recording: Watching) -> bool:
+    """Whether a file that is written to has been recorded with this process."""
+    file.write_text("x")
+    return bool(recording.files(path=str(file), action="written", pid=os.getpid()))
 
 
 def subvolume(*arguments: str | Path) -> None:
@@ -154,12 +160,29 @@ def test_a_whole_file_system_is_watched_again_when_it_is_mounted_again(mounted: 
         for turn in range(2):
             mounting.mount("test", mounted, "tmpfs")
 
-            def written(turn: int = turn) -> bool:
-                (mounted / f"file{turn}").write_text("x")
-                return bool(recording.files(path=str(mounted / f"file{turn}"), action="written"))
-
-            until_sync(written)
+            until_sync(lambda turn=turn: is_recorded(mounted / f"file{turn}", recording))
             mounting.unmount(mounted)
+
+
+@pytest.mark.parametrize("is_whole", [False, True], ids=["its directories", "as a whole"])
+def test_a_file_system_is_watched_that_took_the_place_and_the_ids_of_one_before(
+    is_whole: bool, place: Path, mounted: Path
+) -> None:
+    mounting.mount("test", mounted, "tmpfs")
+    before = mounting.mount_line(mounted)
+    with watching("/nonexistent" if is_whole else place, filesystems=[mounted] * is_whole) as recording:
+        (mounted / "first").touch()
+        recording.expect_file("created", mounted / "first")
+        with stopped_watcher():
+            mounting.unmount(mounted)
+            for _ in range(100):
+                mounting.mount("test", mounted, "tmpfs")
+                if mounting.mount_line(mounted) == before:
+                    break
+                mounting.unmount(mounted)
+            else:
+                pytest.skip("the kernel does not use the ids of a mount again")
+        until_sync(lambda: is_recorded(mounted / "second", recording))
 
 
 def test_a_covered_mount_cannot_be_reached(tmp_path: Path) -> None:
