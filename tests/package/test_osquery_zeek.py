@@ -49,7 +49,7 @@ async def test_a_scheduled_join_reports_differences_and_pauses_while_osquery_is_
                     (row,) = await agent.ask("SELECT state, runs > 0 AS ran FROM zeek_agent_queries WHERE id = 'q1'")
                     return wanted.items() <= row.items()
 
-                await until(fits, 10.0, f"not {wanted}")
+                await until(fits, complaint=f"not {wanted}")
 
             async def expect(change: Change, number: int) -> tuple[object, ...]:
                 row = await client.expect(ResultRow, lambda row: row.context.change is change, number=number)

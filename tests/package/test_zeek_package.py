@@ -483,7 +483,7 @@ async def test_a_script_queries_an_agent_and_gets_rows_no_rows_or_an_error(tmp_p
     logs = tmp_path / "zeek"
     with zeek(logs, site=ASK) as url:
         async with running(tmp_path, f"--zeek={url}"):
-            await until(lambda: len(records(logs / "ask.log")) == 3, 20, "not all questions are answered")
+            await until(lambda: len(records(logs / "ask.log")) == 3, complaint="not all questions are answered")
     answers = {one["question"]: one["answer"] for one in records(logs / "ask.log")}
     assert (answers["some"], answers["none"]) == ("root", "")
     assert "no such table: nowhere" in answers["wrong"]
@@ -511,9 +511,9 @@ async def test_a_program_that_was_downloaded_is_noticed_when_it_is_executed(tmp_
                     reply = b"".join(iter(partial(client.recv, 65536), b""))
                 program.write_bytes(reply.partition(b"\r\n\r\n")[2])
             program.chmod(0o755)
-            await until(lambda: len(records(logs / "files.log")) == 2, 20, "the files are not seen on the wire")
+            await until(lambda: len(records(logs / "files.log")) == 2, complaint="the files are not seen on the wire")
             subprocess.run([str(program), "0.1"], check=True)
-            notices = await until(lambda: records(logs / "notice.log"), 20, "no notice")
+            notices = await until(lambda: records(logs / "notice.log"), complaint="no notice")
     (notice,) = notices
     assert notice["note"] == "DownloadThenExecute::Executed_Download"
     assert notice["sub"] == hashlib.sha256(content).hexdigest()

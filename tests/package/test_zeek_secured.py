@@ -118,7 +118,9 @@ async def test_agents_connect_through_nginx_as_documented(tmp_path: Path, files:
                 await until(rows, 30, "no rows come")
                 assert (await agent.connection())["state"] == "connected"
                 one.stop()
-                await until(lambda: "does not reach Zeek" in agent.output.read_text(), 10, "no word of Zeek's absence")
+                await until(
+                    lambda: "does not reach Zeek" in agent.output.read_text(), complaint="no word of Zeek's absence"
+                )
                 one.start(lives[1])
                 await joined(lives[1])
             assert "requires a client certificate" in await refusal(tmp_path / "without", url, files)

@@ -76,7 +76,7 @@ async def test_events_beyond_the_buffers_are_counted_and_the_agent_still_answers
             counters = await asyncio.to_thread(counted, agent)
             return all(number <= counters[kind]["lost_overrun"] for kind, number in (await missing()).items())
 
-        await until(all_are_there_or_counted, 20, "events are neither there nor counted as lost")
+        await until(all_are_there_or_counted, complaint="events are neither there nor counted as lost")
         assert answers > 1
         assert all((await missing()).values())
         # a gap ends after three seconds without a loss, which other load can delay, and after a minute
@@ -110,7 +110,7 @@ async def test_two_thousand_executions_a_second_are_there_or_counted(tmp_path: P
             missing = 2 * len(pids) - sum(row["n"] for row in await agent.ask(rows))
             return missing <= (await asyncio.to_thread(counted, agent))["processes"]["lost_overrun"]
 
-        await until(complete, 15, "events are neither there nor counted as lost")
+        await until(complete, complaint="events are neither there nor counted as lost")
         found = {row["state"]: row for row in agent.query(rows)}
         sql = (
             f"SELECT pid FROM processes_events WHERE exe = '{exe}' AND cmdline = '{exe} nothing' AND state = 'started'"
@@ -133,7 +133,7 @@ async def test_an_agent_that_is_killed_under_load_keeps_all_it_had_and_shows_the
     begun = time.time()
     with load("exec", 100_000, 500, exe, "nothing"):
         async with running(tmp_path, settings=QUIET) as agent:
-            await until(lambda: more_than(1000), 20, "no events")
+            await until(lambda: more_than(1000), complaint="no events")
             before = {(row["seq"], row["pid"], row["state"]) for row in agent.query(seen)}
             killed = time.time()
             agent.process.send_signal(signal.SIGKILL)
@@ -143,7 +143,7 @@ async def test_an_agent_that_is_killed_under_load_keeps_all_it_had_and_shows_the
         file.close()
         await asyncio.sleep(1)
         async with running(tmp_path, settings=QUIET) as agent:
-            await until(lambda: more_than(len(before) + 1000), 20, "no events after the crash")
+            await until(lambda: more_than(len(before) + 1000), complaint="no events after the crash")
             after = {(row["seq"], row["pid"], row["state"]) for row in agent.query(seen)}
             (gap,) = agent.query("SELECT * FROM zeek_agent_gaps WHERE source = 'agent'")
     assert before <= after
@@ -209,7 +209,7 @@ async def test_each_backend_can_be_chosen_and_records_a_process_and_its_connecti
 
 async def one_row(agent: RunningAgent, sql: str) -> dict[str, Any]:
     """The last row, once there is one."""
-    return (await until(lambda: agent.ask(sql), 20, sql))[-1]
+    return (await until(lambda: agent.ask(sql), complaint=sql))[-1]
 
 
 EVENTS = 200_000

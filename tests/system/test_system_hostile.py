@@ -114,7 +114,7 @@ async def test_towards_zeek_bytes_are_written_as_zeek_writes_them(tmp_path: Path
         client = await zeek.client()
         await client.expect(AgentHello)
         await client.install("events", EVENTS)
-        await until(lambda: agent.ask("SELECT 1 FROM zeek_agent_queries WHERE runs > 0"), 15, "no run")
+        await until(lambda: agent.ask("SELECT 1 FROM zeek_agent_queries WHERE runs > 0"), complaint="no run")
         with hostile_processes(tmp_path) as pids:
             assert len(pids) == 4
             wanted = sent(b"\x1b[2J\n" + NASTY)
@@ -204,7 +204,7 @@ async def test_statements_that_would_block_the_agent_end_while_events_are_delive
         client = await zeek.client()
         await client.expect(AgentHello)
         await client.install("events", EVENTS)
-        await until(lambda: agent.ask("SELECT 1 FROM zeek_agent_queries WHERE runs > 0"), 15, "no run")
+        await until(lambda: agent.ask("SELECT 1 FROM zeek_agent_queries WHERE runs > 0"), complaint="no run")
         for name, sql in GREEDY.items():
             await client.install(name, Query(sql, "Test::greedy"))
         highest, arrived = await _events_meanwhile(agent, client, GREEDY.keys() - HARMLESS)

@@ -163,7 +163,8 @@ async def test_every_stored_event_is_in_zeeks_logs_whoever_ends_first_and_how(
                         await host.start()
             await host.start()
         await until(
-            lambda: asyncio.to_thread(lambda: not host.missing()), 20, lambda: f"missing: {sorted(host.missing())[:5]}"
+            lambda: asyncio.to_thread(lambda: not host.missing()),
+            complaint=lambda: f"missing: {sorted(host.missing())[:5]}",
         )
         await asyncio.to_thread(host.end_zeek, signal.SIGTERM)
         stored, missing = host.stored(), host.missing()

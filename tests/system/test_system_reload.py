@@ -214,7 +214,7 @@ async def test_a_reload_is_completed_if_its_command_is_interrupted(tmp_path: Pat
                 return bool(await agent.ask(sql))
             return False
 
-        await until(is_destination, 15, "no connection to the new destination")
+        await until(is_destination, complaint="no connection to the new destination")
 
 
 async def test_a_changed_query_pack_is_applied_and_an_invalid_one_refused(tmp_path: Path) -> None:

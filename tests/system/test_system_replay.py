@@ -140,7 +140,7 @@ async def test_each_query_of_the_capture_gets_rows_of_the_right_shape(tmp_path: 
         differences = {
             query_id for query_id, one in queries.items() if one.query.subscription is Subscription.DIFFERENCES
         }
-        await until(lambda: _compared(agent, len(differences)), 15, "the queries do not run")
+        await until(lambda: _compared(agent, len(differences)), complaint="the queries do not run")
         with Causes(agent, mark, tmp_path).all():
             rows = await _a_new_row_of_each(client, differences)
         assert all(map(fits, rows)), [(row.event, shape(row)) for row in rows if not fits(row)]
@@ -200,7 +200,7 @@ async def test_queries_that_are_installed_again_are_there_once(tmp_path: Path) -
         client = await zeek.client()
         await replay(client)
         await replay(client)
-        await until(lambda: _compared(agent, 8), 15, "the queries do not run")
+        await until(lambda: _compared(agent, 8), complaint="the queries do not run")
         rows = await agent.ask("SELECT id FROM zeek_agent_queries")
         assert sorted(row["id"] for row in rows) == sorted(installed())
         assert (await agent.connection())["instances"] == 1

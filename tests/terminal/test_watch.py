@@ -58,7 +58,7 @@ def watching(state: Path, output: Path, *arguments: str) -> Iterator[Watching]:
 async def watched(agent: RunningAgent) -> None:
     """Wait until the agent has run the query of a watch."""
     sql = "SELECT runs FROM zeek_agent_queries WHERE sql GLOB '/* watch *' AND runs > 0"
-    await until(lambda: agent.ask(sql), 15, "nobody watches")
+    await until(lambda: agent.ask(sql), complaint="nobody watches")
 
 
 def program(directory: Path) -> str:
@@ -91,7 +91,7 @@ async def test_filters_select_what_is_shown(tmp_path: Path) -> None:
             watching(agent.state, tmp_path / "ports", *port) as ports,
         ):
             sql = "SELECT runs FROM zeek_agent_queries WHERE sql GLOB '/* watch *' AND runs > 0"
-            await until(lambda: _two(agent, sql), 15, "nobody watches")
+            await until(lambda: _two(agent, sql), complaint="nobody watches")
             for one in (other, name):
                 await asyncio.to_thread(subprocess.run, [tmp_path / one], check=True)
             with socket.socket() as client:
@@ -148,7 +148,7 @@ async def test_it_waits_for_an_agent_that_is_started_again_and_goes_on_where_it_
                 stored = {row["seq"] for row in await agent.ask("SELECT seq FROM processes_events_history")}
                 first = min(process_numbers(watch))
                 expected = {number for number in stored if number >= first}
-                await until(lambda: expected <= set(process_numbers(watch)), 20)
+                await until(lambda: expected <= set(process_numbers(watch)))
                 numbers = process_numbers(watch)
     assert len(numbers) == len(set(numbers))
 
@@ -167,7 +167,7 @@ async def test_since_shows_more_events_than_one_result_may_have(tmp_path: Path) 
         await until(lambda: agent.ask(sql))
         arguments = ("--since", "1h", "--process", name, "--format", "json")
         with watching(agent.state, tmp_path / "watch", *arguments) as watch:
-            await until(lambda: len(watch.events()) >= 30, 20, (tmp_path / "watch").read_text)
+            await until(lambda: len(watch.events()) >= 30, complaint=(tmp_path / "watch").read_text)
             events = watch.events()
     assert len({event["seq"] for event in events}) == len(events) == 30
     assert [event["time"] for event in events] == sorted(event["time"] for event in events)

@@ -340,7 +340,7 @@ def test_every_operation_of_short_lived_processes_has_its_process(
         wanted[pid] = expected(place, number)
         assert exit_code(pid) == 0
     last = list(wanted)[-1]
-    recording.expect(TABLE, 4, seconds=20, pid=last, action="deleted")
+    recording.expect(TABLE, 4, pid=last, action="deleted")
     rows = recording.files()
     found: dict[int | None, set[tuple[str, str | None, str | None]]] = defaultdict(set)
     for row in rows:
@@ -400,7 +400,7 @@ def test_an_overflow_is_counted_and_what_it_hid_is_found(tmpfs: Path) -> None:
             os.kill(watcher, signal.SIGCONT)
         source = recording.sources[1]
         until_sync(lambda: (source.update_counters(), source.counters.lost["overrun"])[1], seconds=30)
-        assert recording.expect(TABLE, seconds=30, action="deleted", path=str(tmpfs / "deleted"))[0]["found"]
+        assert recording.expect(TABLE, action="deleted", path=str(tmpfs / "deleted"))[0]["found"]
         recording.expect_file("written", tmpfs / "changed", found=True)
         recording.expect_file("created", tmpfs / "directory", found=True)
         recording.expect_file("created", tmpfs / "directory" / "within", found=True)

@@ -193,7 +193,7 @@ def test_many_executables_at_once_all_have_their_hash(place: Path) -> None:
             for name, content in contents.items():
                 (place / name).write_bytes(content)
                 (place / name).chmod(0o755)
-        recording.expect(TABLE, 300, seconds=20, action="attributes")
+        recording.expect(TABLE, 300, action="attributes")
         found = {Path(row["path"]).name: row["sha256"] for row in recording.files(action="attributes")}
     assert found == {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
 

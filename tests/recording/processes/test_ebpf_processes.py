@@ -118,7 +118,7 @@ def sleeping_in(*groups: Path) -> Iterator[int]:
             process.kill()
     finally:
         for group in reversed(made):
-            until_sync(lambda group=group: _removed(group), 10, f"{group} is in use")  # type: ignore[misc]
+            until_sync(lambda group=group: _removed(group), complaint=f"{group} is in use")  # type: ignore[misc]
 
 
 def _removed(group: Path) -> bool:

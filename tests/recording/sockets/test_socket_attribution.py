@@ -78,7 +78,7 @@ class Outcome:
         self.is_late = mode == "late"
         inbound = flows + (self.is_late and flows)
         with suppress(AssertionError):  # some may be missing, which the tests judge
-            until_sync(lambda: len(self.read(recording, direction="inbound", state="established")) >= inbound, 5)
+            until_sync(lambda: len(self.read(recording, direction="inbound", state="established")) >= inbound)
         self.rows = self.read(recording)
 
     def read(self, recording: Recording, **wanted: object) -> list[Event]:
@@ -457,7 +457,7 @@ def test_a_connection_that_began_before_recording_is_outbound(outcome: str) -> N
                 server.accept()[0].close()
             else:
                 server.close()
-            (row,) = recorder.expect(TABLE, local_port=port, state=outcome, seconds=10)
+            (row,) = recorder.expect(TABLE, local_port=port, state=outcome)
             others = recorder.events(TABLE, local_port=port)
     assert (row["direction"], row["pid"], row["listener_stands_in"]) == ("outbound", os.getpid(), False)
     assert others == [row]

@@ -225,9 +225,7 @@ def test_each_flow_of_a_server_ends_with_what_it_carried(monkeypatch: pytest.Mon
                 ports.append(other.getsockname()[1])
         local = server.getsockname()[1]
         for number, port in enumerate(ports, 1):
-            (row,) = recording.expect(
-                TABLE, seconds=15, state="expired", direction="inbound", local_port=local, remote_port=port
-            )
+            (row,) = recording.expect(TABLE, state="expired", direction="inbound", local_port=local, remote_port=port)
             assert counts(row) == (number, number * 100)
             assert (row["pid"], row["packets_received"]) == (os.getpid(), 1)
             assert row["time"] < time.time()
@@ -262,8 +260,8 @@ def test_connections_that_stay_open_have_rows_with_what_they_carried_so_far(monk
         thread.start()
         try:
             port = client.getsockname()[1]
-            first, second = recording.expect(TABLE, 2, seconds=20, state="active", local_port=port)[:2]
-            datagram = recording.expect(TABLE, seconds=20, state="active", local_port=talker.getsockname()[1])[0]
+            first, second = recording.expect(TABLE, 2, state="active", local_port=port)[:2]
+            datagram = recording.expect(TABLE, state="active", local_port=talker.getsockname()[1])[0]
         finally:
             stop.set()
             thread.join()
