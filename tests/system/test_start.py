@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from acting import locks_of_another_user, reachable_directory
+from packs import pack_of
 from running_agent import RunningAgent, running
 from scripted_agent import read
 from waiting import until
@@ -277,8 +278,10 @@ def test_the_collector_alone_needs_its_port_and_its_logs(tmp_path: Path, busy: s
 
 async def test_rows_delivered_over_tcp_are_not_delivered_again(tmp_path: Path) -> None:
     """An older version's embedded collector listened on `collector.listen`, and was known by that address."""
-    settings: dict[str, Any] = {"collector.schedule": 1}
-    earlier = Collector(CollectorSettings(listen="127.0.0.1:0", logs=str(tmp_path / "earlier")), pack.load(schedule=1))
+    queries = pack_of(EVENTS, tmp_path / "pack.toml")
+    settings: dict[str, Any] = {"collector.schedule": 1, "collector.pack": str(queries)}
+    listening = CollectorSettings(listen="127.0.0.1:0", logs=str(tmp_path / "earlier"))
+    earlier = Collector(listening, pack.load(queries, schedule=1))
     host, port = await earlier.start()
     async with running(tmp_path, "--zeek", f"ws://{host}:{port}", settings=settings) as agent:
         runs = await asked_for_events(agent)
