@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
 from osqueryd import Osqueryd, usual_tables
 from running_agent import running
 from waiting import until
@@ -22,6 +23,7 @@ def tables_of(hello: AgentHello) -> set[str]:
     return set(cells["tables"])  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 async def test_a_scheduled_join_reports_differences_and_pauses_while_osquery_is_away(tmp_path: Path) -> None:
     tables = usual_tables()
     uid, pid = os.getuid(), os.getpid()

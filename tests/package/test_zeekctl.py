@@ -89,6 +89,7 @@ async def works(control: ZeekControl, agent: RunningAgent) -> None:
     assert not re.search("error|warning", control.diagnosis(), re.IGNORECASE)
 
 
+@pytest.mark.long
 @needs_zeek
 @pytest.mark.root
 @pytest.mark.timeout(300)

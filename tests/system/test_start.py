@@ -102,6 +102,7 @@ def doctors_verdicts(agent: RunningAgent) -> str:
     return ended("doctor", "--state-dir", str(agent.state), "--set", f"collector.logs={agent.logs}").stdout
 
 
+@pytest.mark.long
 @pytest.mark.root
 async def test_another_user_who_holds_every_possible_lock_does_not_prevent_the_start(place: Path) -> None:
     state, logs = place / "state", place / "logs"
@@ -118,6 +119,7 @@ async def test_another_user_who_holds_every_possible_lock_does_not_prevent_the_s
             assert (await agent.connection())["state"] == "connected"
 
 
+@pytest.mark.long
 @pytest.mark.root
 async def test_another_user_who_holds_an_older_versions_locks_does_not_prevent_the_start(place: Path) -> None:
     state, logs = place / "state", place / "logs"
@@ -153,6 +155,7 @@ def test_a_state_directory_that_every_user_can_write_is_refused_in_one_line(tmp_
     assert re.search(rf"^fail +state directory +{reason}$", done.stdout, re.MULTILINE)
 
 
+@pytest.mark.long
 async def test_logs_that_another_collector_writes_do_not_keep_the_agent_from_recording(tmp_path: Path) -> None:
     with collector(tmp_path / "logs") as other:
         async with running(tmp_path, settings={"collector.schedule": 1}) as agent:
@@ -185,6 +188,7 @@ def status(agent: RunningAgent) -> str:
         asked.close()
 
 
+@pytest.mark.long
 async def test_events_wait_in_the_store_for_logs_that_cannot_be_written(tmp_path: Path) -> None:
     settings = {"collector.schedule": 1}
     async with running(tmp_path, settings=settings) as agent:
@@ -238,6 +242,7 @@ async def test_the_embedded_collector_is_not_called_a_zeek(tmp_path: Path) -> No
         assert "9.0.0" not in said
 
 
+@pytest.mark.long
 async def test_nobody_can_connect_to_the_embedded_collector(tmp_path: Path) -> None:
     with collector(tmp_path / "other") as other:
         (listening,) = tcp_sockets_of(other.pid)
@@ -250,6 +255,7 @@ async def test_nobody_can_connect_to_the_embedded_collector(tmp_path: Path) -> N
         assert listening_unix_sockets_of(agent.pid) == [str(agent.state / "zeek-agent.sock.new")]
 
 
+@pytest.mark.long
 async def test_a_listen_address_has_no_effect_on_the_embedded_collector_and_one_warning(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -262,6 +268,7 @@ async def test_a_listen_address_has_no_effect_on_the_embedded_collector_and_one_
         assert agent.output.read_text().count("collector.listen") == 1, "only the first start set it"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("busy", ["port", "logs"])
 def test_the_collector_alone_needs_its_port_and_its_logs(tmp_path: Path, busy: str) -> None:
     with collector(tmp_path / "logs") as other:
@@ -276,6 +283,7 @@ def test_the_collector_alone_needs_its_port_and_its_logs(tmp_path: Path, busy: s
     assert message.startswith(f"zeek-agent: {expected}")
 
 
+@pytest.mark.long
 async def test_rows_delivered_over_tcp_are_not_delivered_again(tmp_path: Path) -> None:
     """An older version's embedded collector listened on `collector.listen`, and was known by that address."""
     queries = pack_of(EVENTS, tmp_path / "pack.toml")

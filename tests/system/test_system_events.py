@@ -41,6 +41,7 @@ def load(*arguments: object) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
+@pytest.mark.long
 async def test_events_beyond_the_buffers_are_counted_and_the_agent_still_answers(tmp_path: Path) -> None:
     """Of the load's own events each is there once or was counted as lost; that the count is exact, the sources show."""
     exe = load_generator()
@@ -94,6 +95,7 @@ def stopped(agent: RunningAgent) -> Iterator[None]:
         agent.process.send_signal(signal.SIGCONT)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("executions", [4_000, pytest.param(60_000, marks=pytest.mark.soak)])
 async def test_two_thousand_executions_a_second_are_there_or_counted(tmp_path: Path, executions: int) -> None:
     exe = load_generator()
@@ -123,6 +125,7 @@ async def test_two_thousand_executions_a_second_are_there_or_counted(tmp_path: P
         assert found[state]["processes"] == found[state]["n"]
 
 
+@pytest.mark.long
 async def test_an_agent_that_is_killed_under_load_keeps_all_it_had_and_shows_the_gap(tmp_path: Path) -> None:
     exe = load_generator()
     seen = f"SELECT seq, pid, state FROM processes_events WHERE exe = '{exe}'"
@@ -168,6 +171,7 @@ with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as connection:
 """
 
 
+@pytest.mark.long(kept=1)
 @pytest.mark.parametrize(("processes", "sockets", "more"), BACKENDS, ids=[f"{one}-{two}" for one, two, _ in BACKENDS])
 async def test_each_backend_can_be_chosen_and_records_a_process_and_its_connection(
     tmp_path: Path, processes: str, sockets: str, more: dict[str, object]

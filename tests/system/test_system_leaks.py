@@ -49,6 +49,7 @@ async def joined(zeek: ZeekServer) -> Client:
     return client
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("warming_up", "rounds", "repeated", "connections"),

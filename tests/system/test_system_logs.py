@@ -71,6 +71,7 @@ def messages(client: Client) -> list[str]:
     return [text(row, 3) for row in client.of(ResultRow, lambda row: row.event == EVENT)]
 
 
+@pytest.mark.long
 @pytest.mark.root
 async def test_the_captured_query_gets_entries_of_the_journal(tmp_path: Path) -> None:
     with private_journal() as journal:
@@ -105,6 +106,7 @@ async def test_the_captured_query_gets_entries_of_the_journal(tmp_path: Path) ->
                 assert "it begins" not in messages(client)
 
 
+@pytest.mark.long
 @pytest.mark.root
 async def test_the_collector_writes_the_journal_as_a_log(tmp_path: Path) -> None:
     with private_journal() as journal:

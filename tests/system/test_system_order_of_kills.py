@@ -141,6 +141,7 @@ MATRIX: Final = [
 ]
 
 
+@pytest.mark.long
 @needs_zeek
 @pytest.mark.parametrize(("order", "zeek", "agent", "reconnects"), MATRIX)
 async def test_every_stored_event_is_in_zeeks_logs_whoever_ends_first_and_how(
@@ -175,6 +176,7 @@ async def test_every_stored_event_is_in_zeeks_logs_whoever_ends_first_and_how(
     assert not missing
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lives", [1, pytest.param(3, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("how", ENDS)
 async def test_the_embedded_collector_logs_every_stored_event(tmp_path: Path, how: str, lives: int) -> None:

@@ -91,6 +91,7 @@ async def runs(agent: RunningAgent, query_id: str) -> None:
     await until(lambda: agent.ask(sql), complaint=f"query {query_id} does not run")
 
 
+@pytest.mark.long
 @pytest.mark.root
 @pytest.mark.parametrize(("number", "silence"), [(1_500, 3), pytest.param(7_500, 20, marks=pytest.mark.soak)])
 async def test_a_zeek_that_stops_reading_and_then_ends_misses_nothing(
@@ -129,6 +130,7 @@ async def test_a_zeek_that_stops_reading_and_then_ends_misses_nothing(
         assert counters["lost"] == 0
 
 
+@pytest.mark.long
 async def test_a_zeek_that_never_acknowledges_is_tried_again_until_it_does(tmp_path: Path) -> None:
     settings = {"zeek.ack_timeout": 0.3}
     async with zeek_server(ack=None) as zeek, running(tmp_path, f"--zeek={zeek.url()}", settings=settings) as agent:

@@ -181,6 +181,7 @@ async def _a_new_row_of_each(client: Client, query_ids: set[str]) -> list[Result
     return client.of(ResultRow)
 
 
+@pytest.mark.long
 async def test_towards_zeek_s_old_broker_server_the_hello_has_13_fields(tmp_path: Path) -> None:
     async with zeek_server(BROKER_ACK) as zeek, running(tmp_path, f"--zeek={zeek.url()}"):
         client = await zeek.client()
@@ -194,6 +195,7 @@ async def test_towards_zeek_s_old_broker_server_the_hello_has_13_fields(tmp_path
         assert list(hello.named()) == list(protocol.HELLO_FIELDS_BROKER)
 
 
+@pytest.mark.long
 async def test_queries_that_are_installed_again_are_there_once(tmp_path: Path) -> None:
     """Zeek sends its queries again with each hello; the capture played twice changes nothing."""
     async with zeek_server() as zeek, running(tmp_path, f"--zeek={zeek.url()}") as agent:

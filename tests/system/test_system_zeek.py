@@ -147,6 +147,7 @@ async def compared(agent: RunningAgent) -> None:
     await until(lambda: agent.ask(sql), complaint="Zeek's queries do not run")
 
 
+@pytest.mark.long
 @pytest.mark.zeek
 async def test_zeek_logs_events_even_after_restarts_of_either_side(zeek: Zeek, tmp_path: Path) -> None:
     await zeek.start()

@@ -132,6 +132,7 @@ async def test_since_begins_with_recorded_events_and_repeats_none(tmp_path: Path
     assert {name for name in names if name in {event.get("name") for event in shown}} == set(names)
 
 
+@pytest.mark.long
 async def test_it_waits_for_an_agent_that_is_started_again_and_goes_on_where_it_was(tmp_path: Path) -> None:
     names = [program(tmp_path) for _ in range(2)]
     output = tmp_path / "watch"
@@ -158,6 +159,7 @@ def process_numbers(watch: Watching) -> list[int]:
     return [event["seq"] for event in watch.events() if event["kind"] == PROCESSES]
 
 
+@pytest.mark.long
 async def test_since_shows_more_events_than_one_result_may_have(tmp_path: Path) -> None:
     name = program(tmp_path)
     async with running(tmp_path, settings={"limits.rows": 25}) as agent:
@@ -200,6 +202,7 @@ class ScriptedResponder:
         pass
 
 
+@pytest.mark.long
 def test_events_before_the_end_of_the_agent_are_shown_even_if_none_was_before() -> None:
     responder, said = ScriptedResponder(newest=40, oldest=1), list[str]()
     one = watch.Watch(lambda: responder, Filters(), lambda event: None, said.append)
@@ -211,6 +214,7 @@ def test_events_before_the_end_of_the_agent_are_shown_even_if_none_was_before() 
     assert [sql for sql in responder.statements if "seq > 40 AND seq <= 50" in sql]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("newest", "oldest", "warnings", "bounds"),
     [

@@ -158,6 +158,7 @@ def test_a_failed_exec_is_not_a_start(recording: Recording) -> None:
     assert not recording.events(TABLE, exe="/nonexistent")
 
 
+@pytest.mark.long
 @root
 @pytest.mark.parametrize(
     ("name", "count", "rate", "least_known"),
@@ -262,6 +263,7 @@ os.kill(os.getpid(), 9)
 """
 
 
+@pytest.mark.long
 @root
 def test_own_audit_rules_are_removed_with_the_agent_even_after_a_crash() -> None:
     with AuditControl() as control:

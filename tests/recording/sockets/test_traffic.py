@@ -191,6 +191,7 @@ def test_udp_flows_have_the_payload_of_their_datagrams(
     assert (sent["receive_drops"], answered["receive_drops"]) == (0, 0)
 
 
+@pytest.mark.long
 def test_datagrams_that_found_the_receive_buffer_full_are_counted(recording: Recording) -> None:
     with datagrams(socket.AF_INET) as (client, server):
         server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -235,6 +236,7 @@ def in_two_minutes() -> int:
     return time_since_boot() + 120_000_000_000
 
 
+@pytest.mark.long
 def test_connections_that_stay_open_have_rows_with_what_they_carried_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     interval = 0.5
     monkeypatch.setattr(ebpf_sockets, "_SWEEP_NS", 0)
