@@ -4,7 +4,14 @@ BIN := .venv/bin
 # Programs under test start faster from compiled modules, and so does the agent.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup run test soak test-kernels test-windows test-packages packages lint docs bench lock clean
+# The tests in four processes, and those that failed once more: what is red then is not due to a crowded machine.
+define tests
+PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder $(1) || { \
+	echo; echo "the tests that failed, once more and alone:"; \
+	PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(1); }
+endef
+
+.PHONY: help setup run test test-all soak test-kernels test-windows test-packages packages lint docs bench lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,10 +22,11 @@ setup: ## Set up the virtual environment, system packages (as root) and BPF obje
 run: setup ## Run the agent with its embedded collector: Zeek logs in ./logs, state in ./state (more flags: ARGS="…")
 	@./packaging/run.sh $(ARGS)
 
-test: setup ## Run all tests except the soaks (a selection: ARGS="-k sockets")
-	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder $(ARGS) || { \
-		echo; echo "the tests that failed, once more and alone:"; \
-		PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest --last-failed --last-failed-no-failures none $(ARGS); }
+test: setup ## Run the tests but the long ones, in minutes (a selection, with its long ones: ARGS="-k sockets")
+	@$(call tests,$(or $(ARGS),--quick))
+
+test-all: setup ## Run all tests except the soaks, as CI does
+	@$(call tests,$(ARGS))
 
 soak: setup ## Run the soaks: long runs, floods and rates (a selection: ARGS="-k outage")
 	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m pytest -m soak $(ARGS)

@@ -1,5 +1,7 @@
 """Shared by all tests: what needs root or Zeek is skipped by name where they are not; the summary names the soaks.
 
+With `--quick`, as in `make test`, tests marked `long` are left out, and property tests try fewer examples.
+
 A shell starts its background jobs with SIGINT ignored, which programs under test would inherit: it works again here.
 """
 
@@ -10,7 +12,7 @@ import logging
 import shutil
 import signal
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import pytest
 from zeek_agent import platforms
 
 hypothesis.settings.register_profile("shared machine", deadline=None)  # which is of the clock on the wall
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=25)
 hypothesis.settings.load_profile("shared machine")
 
 
@@ -30,14 +33,30 @@ class _AgentsLoops(asyncio.DefaultEventLoopPolicy):
         return platforms.HERE.new_event_loop()
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="leave out the tests marked `long`")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.quick:
+        hypothesis.settings.load_profile("quick")
     if platforms.HERE.key == "win32":
         asyncio.set_event_loop_policy(_AgentsLoops())
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+LEFT_OUT = pytest.StashKey[int]()
+"""How many long tests were left out."""
+
+
+@pytest.hookimpl(trylast=True)  # after the selection by `-m` and `-k`
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.option.quick:
+        left_out = long_tests(items)
+        config.stash[LEFT_OUT] = len(left_out)
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     without_root = pytest.mark.skip(reason="needs root")
     without_zeek = pytest.mark.skip(reason="needs zeek on PATH")
     for item in items:
@@ -46,6 +65,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("zeek") and shutil.which("zeek") is None:
             item.add_marker(without_zeek)
     items.sort(key=lambda item: turn(item.nodeid))
+
+
+def long_tests(items: Sequence[pytest.Item]) -> dict[pytest.Item, None]:
+    """The tests marked `long`, but for the first `kept` sets of a test's parameters."""
+    found: dict[pytest.Item, None] = {}
+    kept: Counter[str] = Counter()
+    for item in items:
+        if (marker := item.get_closest_marker("long")) is not None:
+            name = item.nodeid.partition("[")[0]
+            kept[name] += 1
+            if kept[name] > marker.kwargs.get("kept", 0):
+                found[item] = None
+    return found
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Each worker of xdist has collected the same tests; this process has not."""
+    left_out = getattr(node, "workeroutput", {}).get("left_out", 0)
+    node.config.stash[LEFT_OUT] = max(left_out, node.config.stash.get(LEFT_OUT, 0))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, 0)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -132,8 +177,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """One line for each soak that ran; otherwise one that says that there are some."""
+    """One line for each soak that ran, or else for what was left out."""
     if config.option.markexpr != "soak":
+        if left_out := config.stash.get(LEFT_OUT, 0):
+            terminalreporter.write_line(f"long tests: {left_out:,} were left out, `make test-all` runs them")
         terminalreporter.write_line("soaks: not part of this run, see `make soak`")
         return
     outcomes: defaultdict[str, Counter[str]] = defaultdict(Counter)

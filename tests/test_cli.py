@@ -84,6 +84,7 @@ def started(*arguments: str, program: Sequence[str] = PROGRAM, **streams: Any) -
         process.communicate()
 
 
+@pytest.mark.long(kept=5)
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -128,6 +129,7 @@ def no_agent(state: Path, events: str) -> str:
     return f"zeek-agent: no agent is running: this host is read directly; {events}\n"
 
 
+@pytest.mark.long
 def test_a_query_without_an_agent_says_how_old_the_newest_event_is(state: Path) -> None:
     table = next(table for table in builtin_tables() if table.name == "processes_events")
     store = EventStore(state / "events.db", [table])
@@ -143,6 +145,7 @@ def test_a_query_without_an_agent_says_how_old_the_newest_event_is(state: Path) 
     assert done.stderr == no_agent(state, shown)
 
 
+@pytest.mark.long(kept=1)
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -160,10 +163,12 @@ def test_a_statement_can_begin_with_a_comment(arguments: Sequence[str], state: P
     assert (done.stdout, done.returncode) == ("n\n7\n", 0), done.stderr
 
 
+@pytest.mark.long
 def test_a_statement_that_is_only_a_comment_is_no_option(state: Path) -> None:
     assert "there is no statement" in complaint(run("query", "-- why", "--state-dir", str(state)), 1)
 
 
+@pytest.mark.long
 def test_files_that_are_not_read_are_counted(state: Path) -> None:
     sql = "SELECT count(*) AS n FROM files_lines('/etc/shado[w]')"
     done = run("query", sql, "--format", "csv", "--state-dir", str(state))
@@ -171,6 +176,7 @@ def test_files_that_are_not_read_are_counted(state: Path) -> None:
     assert "zeek-agent: files omitted: 1 refused: /etc/shadow refused (denied by access.paths_deny" in done.stderr
 
 
+@pytest.mark.long
 def test_an_unknown_name_is_answered_with_the_nearest(state: Path) -> None:
     place = ("--state-dir", str(state))
     assert "no such table: usres; did you mean users?" in complaint(run("query", "SELECT * FROM usres", *place), 1)
@@ -182,6 +188,7 @@ def test_the_state_directory_can_come_from_the_environment(state: Path) -> None:
     assert str(state) in complaint(done, 1)
 
 
+@pytest.mark.long
 def test_results_have_four_formats(state: Path) -> None:
     sql = "SELECT 1 AS a, NULL AS b, 'x' AS c"
     texts = {
@@ -198,6 +205,7 @@ def test_sql_can_be_read_from_standard_input(state: Path) -> None:
     assert run("query", "-", "--format", "csv", "--state-dir", str(state), stdin="SELECT 7 AS n\n").stdout == "n\n7\n"
 
 
+@pytest.mark.long(kept=1)
 @pytest.mark.parametrize("given", ["argument", "input", "shell"])
 def test_bytes_of_a_statement_that_are_not_utf8_are_those_of_the_host(state: Path, given: str) -> None:
     sql = b"SELECT unicode('\xff') AS code"
@@ -209,6 +217,7 @@ def test_bytes_of_a_statement_that_are_not_utf8_are_those_of_the_host(state: Pat
     assert (done.stdout, done.returncode) == (f"code\n{0xEFFF}\n".encode(), 0), done.stderr
 
 
+@pytest.mark.long(kept=1)
 @pytest.mark.parametrize(
     ("closed", "arguments"),
     [("0", ["shell"]), ("0", ["query", "-"]), ("1", ["query", "SELECT 1"]), ("1", ["tables"]), ("2", ["query", "x"])],
@@ -223,6 +232,7 @@ def test_closed_standard_streams_cause_no_traceback(state: Path, closed: str, ar
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_any_character_can_be_written_with_any_locale(state: Path) -> None:
     command = [*PROGRAM, "query", "SELECT char(233, 8364) AS name", "-f", "json", "--state-dir", str(state)]
     done = subprocess.run(
@@ -241,6 +251,7 @@ def test_an_sql_error_is_one_line_and_exit_code_1(state: Path) -> None:
     assert "syntax error" in complaint(run("query", "SELEC 1", "--state-dir", str(state)), 1)
 
 
+@pytest.mark.long
 def test_limits_and_access_rules_hold_for_local_queries_too(state: Path) -> None:
     endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT sum(i) FROM n"
     slow = run("query", endless, "--set", "limits.time=0.2", "--state-dir", str(state))
@@ -249,6 +260,7 @@ def test_limits_and_access_rules_hold_for_local_queries_too(state: Path) -> None
     assert "users" in complaint(denied, 1)
 
 
+@pytest.mark.long
 def test_a_reader_that_closes_the_pipe_causes_no_error_message(state: Path) -> None:
     sql = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 100000) SELECT i FROM n"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -271,6 +283,7 @@ def test_the_shell_takes_a_script_from_a_pipe(state: Path) -> None:
     assert done.returncode == 1
 
 
+@pytest.mark.long
 def test_repeated_queries_work_without_an_agent(state: Path) -> None:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with started("shell", "--state-dir", str(state), "--format", "csv", **pipes) as process:
@@ -283,6 +296,7 @@ def test_repeated_queries_work_without_an_agent(state: Path) -> None:
         assert process.wait(20) == 130
 
 
+@pytest.mark.long
 def test_tables_lists_describes_and_writes_zeek_records(state: Path) -> None:
     place = ("--state-dir", str(state))
     listed = run("tables", *place).stdout
@@ -309,6 +323,7 @@ def test_doctor_reports_findings_and_advice(state: Path) -> None:
     assert run("doctor", "--state-dir", str(state)).stdout.count("\n") >= len(checks)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="eBPF is Linux's")
 def test_doctor_finds_the_bpf_objects_that_are_built(state: Path) -> None:
     built = sorted(path.name for path in Path(bpf.__file__).parent.glob("*.bpf.o"))
@@ -317,6 +332,7 @@ def test_doctor_finds_the_bpf_objects_that_are_built(state: Path) -> None:
     assert check["found"] == (", ".join(built) or "none are built")
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's events are Linux's")
 def test_doctor_names_the_one_source_of_each_kind_that_will_be_used(state: Path) -> None:
     done = run("doctor", "--format", "json", "--state-dir", str(state), "--set", "sources.sockets=snapshots")
@@ -325,6 +341,7 @@ def test_doctor_names_the_one_source_of_each_kind_that_will_be_used(state: Path)
     assert len([line for line in found if line.startswith("processes by ") and ": will be used" in line]) == 1
 
 
+@pytest.mark.long
 def test_doctor_fails_if_zeek_is_unreachable(state: Path) -> None:
     done = run("doctor", "--zeek", "127.0.0.1:1", "--format", "json", "--state-dir", str(state))
     (zeek,) = [check for check in json.loads(done.stdout) if check["name"] == "zeek"]
@@ -345,6 +362,7 @@ def later_store(state: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_an_agent_refuses_the_store_of_a_later_one_and_does_not_change_it(later_store: Path, state: Path) -> None:
     before = later_store.read_bytes()
     refused = complaint(run("run", "--state-dir", str(state), "--set", "collector.listen=127.0.0.1:0"), 1)
@@ -367,6 +385,7 @@ def test_an_agent_refuses_the_store_of_a_later_one_and_does_not_change_it(later_
     assert later_store.read_bytes() == before
 
 
+@pytest.mark.long
 async def test_doctor_explains_a_zeek_that_does_not_acknowledge(state: Path) -> None:
     async with zeek_server(ack=None) as zeek:
         flags = ("--zeek", zeek.url(), "--set", "zeek.ack_timeout=0.2", "--state-dir", str(state))
@@ -413,6 +432,7 @@ def test_config_check_reports_all_errors_and_warnings(tmp_path: Path) -> None:
     assert "no such table: jkxq" in done.stderr
 
 
+@pytest.mark.long(kept=1)
 @pytest.mark.parametrize("name", ["paths_allow", "paths_deny", "files_allow"])
 def test_rules_on_paths_that_can_match_none_are_errors(name: str) -> None:
     done = run("config", "check", "--set", f'access.{name}=["/etc/a", "**/b", "!/c", "etc/d", "!~/e", "", "*.f"]')
@@ -425,6 +445,7 @@ def test_rules_on_paths_that_can_match_none_are_errors(name: str) -> None:
     ]
 
 
+@pytest.mark.long(kept=1)
 @pytest.mark.parametrize(
     ("rule", "cause"),
     [("/etc/{a,b}", "braces"), ("/$HOME/x", "variables"), ("/a/x ", "blank"), ("/a\\\\*", "backslash")],
@@ -470,6 +491,7 @@ def ending(process: subprocess.Popen[str], number: signal.Signals) -> int:
     return process.wait(20)
 
 
+@pytest.mark.long(kept=1)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_collector_runs_until_a_signal(tmp_path: Path, number: signal.Signals) -> None:
     logs = tmp_path / "logs"
@@ -493,6 +515,7 @@ def running(
         yield process
 
 
+@pytest.mark.long
 def test_an_agent_logs_the_present_name_of_a_setting(tmp_path: Path, state: Path) -> None:
     place = ("--state-dir", str(state), "--logs", str(tmp_path / "logs"), "--set", "collector.listen=127.0.0.1:0")
     flags = (*place, "--set", "limits.seconds=3")
@@ -502,6 +525,7 @@ def test_an_agent_logs_the_present_name_of_a_setting(tmp_path: Path, state: Path
     assert warned == ['"command line: limits.seconds is deprecated, use its new name limits.time"']
 
 
+@pytest.mark.long
 def test_an_agent_runs_without_a_writable_state_directory(tmp_path: Path) -> None:
     place = ("--state-dir", "/proc/nowhere", "--logs", str(tmp_path / "logs"))
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
@@ -515,6 +539,7 @@ def test_an_agent_runs_without_a_writable_state_directory(tmp_path: Path) -> Non
         assert ending(process, signal.SIGTERM) == 0
 
 
+@pytest.mark.long(kept=1)
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 @pytest.mark.parametrize("arguments", [("query", "SELECT 1"), ("tables",), ("doctor",), ("config", "check")])
 def test_output_that_cannot_be_written_is_one_line(state: Path, arguments: Sequence[str]) -> None:
@@ -525,6 +550,7 @@ def test_output_that_cannot_be_written_is_one_line(state: Path, arguments: Seque
     assert done.stderr == "zeek-agent: standard output: No space left on device\n"
 
 
+@pytest.mark.long
 async def test_an_agent_serves_several_zeeks_at_once(state: Path) -> None:
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     async with zeek_server() as one, zeek_server() as other:
@@ -608,6 +634,7 @@ def test_the_shell_shows_differences_from_a_running_agent(agent: Shared, tmp_pat
     assert agent.process.poll() is None
 
 
+@pytest.mark.long
 @pytest.mark.root
 def test_the_configured_group_may_query_the_agent(tmp_path: Path, state: Path) -> None:
     for directory in (tmp_path, *tmp_path.parents[:-1]):
@@ -638,6 +665,7 @@ def test_a_second_agent_is_refused_with_the_holders_name(agent: Shared) -> None:
     assert f"another agent (pid {agent.process.pid}, since " in complaint(refused, 1)
 
 
+@pytest.mark.long(kept=1)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_shuts_the_agent_down_in_order(tmp_path: Path, state: Path, number: signal.Signals) -> None:
     with running_in(tmp_path) as process:

@@ -120,6 +120,7 @@ def test_setup_says_one_line_and_nothing_when_it_is_done(clone: Clone) -> None:
     assert clone.setup() == (0, [])
 
 
+@pytest.mark.long
 @has_header
 def test_two_setups_at_once_install_once(clone: Clone) -> None:
     with ThreadPoolExecutor(4) as threads:
@@ -212,6 +213,7 @@ def test_state_and_logs_lie_in_the_clone(made: Clone) -> None:
     assert made.run(*RUN, "--zeek", "z") == (0, arguments("state", "logs", "--zeek", "z"))
 
 
+@pytest.mark.long
 def test_events_of_an_earlier_release_are_pointed_to_once(made: Clone) -> None:
     former = made.path.parent / ".local/state/zeek-agent"
     former.mkdir(parents=True)
@@ -222,6 +224,7 @@ def test_events_of_an_earlier_release_are_pointed_to_once(made: Clone) -> None:
     assert made.run(*RUN)[1][0].startswith("in another terminal")
 
 
+@pytest.mark.long
 @pytest.mark.root
 def test_users_of_one_clone_do_not_meet(made: Clone) -> None:
     made.path.chmod(0o777)
@@ -236,6 +239,7 @@ def test_users_of_one_clone_do_not_meet(made: Clone) -> None:
     assert made.run(*RUN, "-h") == (0, arguments("state-nobody", "logs", "-h"))
 
 
+@pytest.mark.long
 @pytest.mark.root
 def test_commands_of_a_clone_look_for_their_users_agent_before_others(tmp_path: Path) -> None:
     (tmp_path / "packaging").mkdir()
@@ -263,6 +267,7 @@ def test_commands_of_a_clone_look_for_its_agent_first(tmp_path: Path) -> None:
         assert paths.locate_for_commands(given, environment, tmp_path) == paths.locate(given, environment)
 
 
+@pytest.mark.long
 def test_the_terminal_has_two_lines_and_then_the_live_view(tmp_path: Path) -> None:
     """The clone's program is this tree's; audit lines go to the log."""
     clone = tmp_path / "clone"

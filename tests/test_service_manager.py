@@ -66,21 +66,21 @@ async def test_the_watchdog_is_fed_only_while_the_service_is_healthy(receiver: R
     problems: list[str] = []
     manager = manager_of(receiver, WATCHDOG_USEC="30000", WATCHDOG_PID=str(os.getpid()))
     async with informed(manager, lambda: "works", lambda: problems[0] if problems else None):
-        await until(lambda: len(receiver.values("WATCHDOG")) >= 3, 10, "no pings")
+        await until(lambda: len(receiver.values("WATCHDOG")) >= 3, complaint="no pings")
         problems.append("the writer hangs")
-        await until(lambda: "not healthy: the writer hangs" in receiver.values("STATUS"), 10, "no text")
+        await until(lambda: "not healthy: the writer hangs" in receiver.values("STATUS"), complaint="no text")
         fed = len(receiver.values("WATCHDOG"))
         problems[:] = ["the writer hangs again"]
-        await until(lambda: "not healthy: the writer hangs again" in receiver.values("STATUS"), 10, "no text")
+        await until(lambda: "not healthy: the writer hangs again" in receiver.values("STATUS"), complaint="no text")
         assert len(receiver.values("WATCHDOG")) == fed
         problems.clear()
-        await until(lambda: len(receiver.values("WATCHDOG")) > fed, 10, "not fed again")
+        await until(lambda: len(receiver.values("WATCHDOG")) > fed, complaint="not fed again")
         assert receiver.values("STATUS")[-1] == "works"
 
 
 async def test_a_status_is_sent_once_until_it_changes(receiver: Receiver) -> None:
     async with informed(manager_of(receiver, WATCHDOG_USEC="30000"), lambda: "same", healthy):
-        await until(lambda: len(receiver.values("WATCHDOG")) >= 5, 10, "no pings")
+        await until(lambda: len(receiver.values("WATCHDOG")) >= 5, complaint="no pings")
     assert receiver.values("STATUS") == ["same", "stopping"]
 
 

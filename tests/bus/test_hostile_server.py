@@ -4,37 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 
 import pytest
+from scripted_nats import INFO, PLAIN, Talk, handshake, server
 
 from zeek_agent.bus import link
 from zeek_agent.bus.link import Link
 
-INFO = b'INFO {"server_id":"x","version":"2.12.7","proto":1,"max_payload":1048576,"headers":true%s}\r\n'
-PLAIN = INFO % b""
 ENDLESS_BYTES = 64 * 1024 * 1024
 """What is sent at most of what has no end."""
-
-Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-@asynccontextmanager
-async def server(talk: Talk) -> AsyncIterator[str]:
-    """The URL of a server that talks so."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await talk(reader, writer)
-        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            return  # the client has had enough, or the test ends
-        finally:
-            writer.transport.abort()
-
-    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with listening:
-        yield f"nats://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
 
 
 async def connect(url: str) -> Link:
@@ -89,13 +67,6 @@ async def test_a_tls_handshake_that_never_ends_is_an_error(monkeypatch: pytest.M
             await link.connect(
                 [url.replace("nats:", "tls:")], name="test", inbox="za.v1.dn.H.r", tls=ssl.create_default_context()
             )
-
-
-async def handshake(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(PLAIN)
-    while (await reader.readline()).strip() != b"PING":
-        pass
-    writer.write(b"PONG\r\n")
 
 
 @pytest.mark.parametrize(

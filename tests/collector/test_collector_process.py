@@ -103,7 +103,7 @@ async def embedded(
     finally:
         await collector.stop()
         for pid in starter.pids:
-            await until(lambda pid=pid: not Path(f"/proc/{pid}").exists(), 10, "a process is left")  # type: ignore[misc]
+            await until(lambda pid=pid: not Path(f"/proc/{pid}").exists(), complaint="a process is left")  # type: ignore[misc]
 
 
 def sends(*messages: Any, then: Callable[[socket.socket], None] = lambda _: None) -> Callable[..., None]:
@@ -131,7 +131,7 @@ async def test_rows_arrive_in_the_logs_and_figures_at_the_agent(tmp_path: Path) 
             assert isinstance(hello, ZeekHello)
             agent.collector.instance = hello.instance
             await agent.result(*THING)
-            await until(lambda: collector.stats.rows == 1, 10, "no figures")
+            await until(lambda: collector.stats.rows == 1, complaint="no figures")
         assert collector.protections is not None
         assert collector.protections.capabilities == ()
         assert [agent.id for agent in collector.stats.agents] == ["HAbc"]
@@ -191,7 +191,7 @@ async def test_the_reason_why_it_cannot_start_is_shown_and_it_is_tried_again(tmp
             assert str(collector.stats.disk_error).startswith(f"cannot write {logs}: ")
         logs.unlink()
         (await collector.dial()).close()
-        await until(lambda: collector.stats.disk_error is None, 10, "the error stays")
+        await until(lambda: collector.stats.disk_error is None, complaint="the error stays")
         assert collector.lost == 0, "a process that says why it cannot start is not lost"
 
 
@@ -210,13 +210,13 @@ async def test_an_invalid_message_ends_the_process(
     async with embedded(tmp_path, sends(READY, message)) as collector:
         with suppress(ZeekAgentError):  # it may have ended by now
             (await collector.dial()).close()
-        await until(lambda: collector.lost == 1, 10, "it is not killed")
+        await until(lambda: collector.lost == 1, complaint="it is not killed")
         assert collector.pid is None
-        await until(lambda: reason in caplog.text, 10, "the reason is not logged")
+        await until(lambda: reason in caplog.text, complaint="the reason is not logged")
         assert "another one is started" in caplog.text
         with suppress(ZeekAgentError):
             (await collector.dial()).close()
-        await until(lambda: collector.lost == 2, 10, "no other process is started")
+        await until(lambda: collector.lost == 2, complaint="no other process is started")
 
 
 async def test_a_flood_of_messages_ends_the_process(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -227,8 +227,8 @@ async def test_a_flood_of_messages_ends_the_process(tmp_path: Path, caplog: pyte
     async with embedded(tmp_path, sends(READY, then=flood)) as collector:
         with suppress(ZeekAgentError):
             (await collector.dial()).close()
-        await until(lambda: collector.lost >= 1, 10, "it is not killed")
-        await until(lambda: "more than 200 messages in a second" in caplog.text, 10, "the reason is not logged")
+        await until(lambda: collector.lost >= 1, complaint="it is not killed")
+        await until(lambda: "more than 200 messages in a second" in caplog.text, complaint="the reason is not logged")
 
 
 async def test_texts_of_the_process_are_bounded_and_come_from_known_loggers(
@@ -238,7 +238,7 @@ async def test_texts_of_the_process_are_bounded_and_come_from_known_loggers(
     state = State(CollectorStats(rows=5, disk_error="x" * 50_000))
     async with embedded(tmp_path, sends(READY, *lines, state)) as collector:
         (await collector.dial()).close()
-        await until(lambda: collector.stats.rows == 5, 10, "no figures")
+        await until(lambda: collector.stats.rows == 5, complaint="no figures")
         assert len(str(collector.stats.disk_error)) < 2_000
     loggers = {record.getMessage(): record.name for record in caplog.records}
     assert (loggers["forged"], loggers["its own"]) == ("zeek_agent.collector", "asyncio")
@@ -253,7 +253,7 @@ async def test_descriptors_that_the_process_sends_are_closed(tmp_path: Path) -> 
     async with embedded(tmp_path, sends(READY, then=pass_one)) as collector:
         (await collector.dial()).close()
         before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-        await until(lambda: collector.stats.rows == 2, 10, "no figures")
+        await until(lambda: collector.stats.rows == 2, complaint="no figures")
         assert len(os.listdir("/proc/self/fd")) <= before  # noqa: PTH208
 
 
@@ -267,7 +267,7 @@ async def test_a_process_that_ends_at_once_is_no_endless_wait(tmp_path: Path) ->
 async def test_a_cancelled_start_leaves_no_process(tmp_path: Path) -> None:
     async with embedded(tmp_path, sends()) as collector:
         dialling = asyncio.create_task(collector.dial())
-        await until(lambda: bool(collector._start.pids), 10, "no process is started")  # type: ignore[attr-defined]
+        await until(lambda: bool(collector._start.pids), complaint="no process is started")  # type: ignore[attr-defined]
         dialling.cancel()
         with pytest.raises(asyncio.CancelledError):
             await dialling

@@ -117,6 +117,7 @@ async def read_for_ever(agent: LightAgent) -> None:
         await agent.read()
 
 
+@pytest.mark.long
 def test_a_hangup_with_something_invalid_changes_nothing(tmp_path: Path, files: Files) -> None:
     pack, settings = tmp_path / "pack.toml", tmp_path / "settings.toml"
     key = tmp_path / "server.key"
@@ -157,6 +158,7 @@ def test_a_hangup_with_something_invalid_changes_nothing(tmp_path: Path, files: 
         assert program.stop() == 0
 
 
+@pytest.mark.long
 async def test_a_hangup_loads_renewed_certificates_from_the_same_files(tmp_path: Path, files: Files) -> None:
     certificate, key = tmp_path / "server.pem", tmp_path / "server.key"
     trusting = client_context(TlsSettings(files.ca, files.path("agent.pem"), files.path("agent.key")))
@@ -189,6 +191,7 @@ async def test_a_hangup_loads_renewed_certificates_from_the_same_files(tmp_path:
         assert f"agents will refuse the certificate in {certificate}: certificate has expired" in program.text
 
 
+@pytest.mark.long
 async def test_hosts_are_printed_while_a_collector_runs_and_while_none_does(tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     with collector(tmp_path) as program:

@@ -191,7 +191,7 @@ def test_logs_of_an_earlier_pack_are_removed_too(tmp_path: Path) -> None:
     later.add("test", FIELDS)
     later.start()
     later.flush()
-    until_sync(lambda: len(names(tmp_path)) == 1, 10, "an old log is left")
+    until_sync(lambda: len(names(tmp_path)) == 1, complaint="an old log is left")
     later.close()
     (left,) = names(tmp_path)
     assert re.fullmatch(r"former\.[\d-]{19}\.log", left)
@@ -274,7 +274,7 @@ def test_the_owner_of_the_directory_tidies_what_root_opened() -> None:
             os.setresgid(NOBODY, NOBODY, NOBODY)
             os.setresuid(NOBODY, NOBODY, NOBODY)
             directory.flush()
-            until_sync(lambda: names(place) == {f"{NAME}.gz"}, 10, "the logs were not tidied")
+            until_sync(lambda: names(place) == {f"{NAME}.gz"}, complaint="the logs were not tidied")
             directory.close()
 
         assert exit_code(fork(child)) == 0
@@ -331,7 +331,7 @@ def test_a_name_is_not_given_to_a_second_log(tmp_path: Path, monkeypatch: pytest
     for number in range(3):
         directory.files["test"].write((number, "a"))
         directory.flush()
-        until_sync(lambda number=number: len(list(tmp_path.glob("*.gz"))) == number + 1, 10, "not compressed")
+        until_sync(lambda number=number: len(list(tmp_path.glob("*.gz"))) == number + 1, complaint="not compressed")
     directory.close()
     rows = [row for file in sorted(tmp_path.glob("*.gz")) for row in parse_log(content_of(file))]
     assert rows == [(number, "a") for number in range(3)]
@@ -373,7 +373,7 @@ def test_compression_that_is_stopped_leaves_the_original(tmp_path: Path, monkeyp
     rotated(tmp_path)
     made = archive(tmp_path)
     made.start()
-    until_sync(lambda: any(tmp_path.glob(".*.part")), 10, "no compression")
+    until_sync(lambda: any(tmp_path.glob(".*.part")), complaint="no compression")
     made.close()
     assert names(tmp_path) == {NAME}
     assert (tmp_path / NAME).read_bytes() == CONTENT

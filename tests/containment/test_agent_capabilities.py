@@ -44,6 +44,7 @@ async def test_root_keeps_the_units_capabilities_and_no_program_regains_others(t
             assert "NoNewPrivs:\t1" in status
 
 
+@pytest.mark.long
 async def test_readers_of_kernel_events_still_raise_their_priority(tmp_path: Path) -> None:
     async with running(tmp_path, settings={"sources.processes": "proc_connector"}) as agent:
         tasks = Path(f"/proc/{agent.pid}/task")
@@ -51,6 +52,7 @@ async def test_readers_of_kernel_events_still_raise_their_priority(tmp_path: Pat
         assert URGENT_NICENESS in niceness
 
 
+@pytest.mark.long
 def test_another_users_directory_keeps_the_capability_to_write_there(tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     logs.mkdir()
@@ -67,6 +69,7 @@ def test_another_users_directory_keeps_the_capability_to_write_there(tmp_path: P
     assert masks(status)["CapEff"] == KEPT | FOR_OTHERS
 
 
+@pytest.mark.long
 def test_what_cannot_be_dropped_is_no_error_and_an_ordinary_user_drops_nothing(tmp_path: Path) -> None:
     program = (
         "from pathlib import Path; from zeek_agent.containment import agent_capabilities as c; "

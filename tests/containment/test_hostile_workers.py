@@ -49,6 +49,7 @@ async def _fails(scripted: ScriptedWorker, *sent: Any) -> None:
     await until(scripted.is_ended)
 
 
+@pytest.mark.long(kept=4)
 @pytest.mark.parametrize(
     "sent",
     [
@@ -149,6 +150,7 @@ async def test_a_worker_that_closes_its_connection_and_goes_on_is_killed(end: Ca
         assert scripted.faults == [scripted.worker]
 
 
+@pytest.mark.long
 async def test_a_flood_of_messages_does_not_stop_the_agent() -> None:
     async with scripted_worker() as scripted:
         scripted.send(READY)
@@ -169,6 +171,7 @@ async def test_a_flood_of_messages_does_not_stop_the_agent() -> None:
     assert turns > 1_000 / MESSAGES_PER_TURN / 2
 
 
+@pytest.mark.long
 def test_batches_of_one_row_take_little_memory() -> None:
     """A worker decides how many there are, up to the number of rows."""
     file = os.memfd_create("spool")
@@ -181,6 +184,7 @@ def test_batches_of_one_row_take_little_memory() -> None:
     result.close()
 
 
+@pytest.mark.long(kept=1)
 async def test_frames_that_are_gone_or_too_long_are_an_error(caplog: pytest.LogCaptureFixture) -> None:
     async with scripted_worker() as scripted:
         scripted.send(READY)
@@ -253,6 +257,7 @@ async def test_an_unexpected_failure_to_answer_is_an_error_of_the_statement(capl
     assert "request for agent queries failed" in caplog.text
 
 
+@pytest.mark.long
 async def test_a_finished_statement_does_not_make_a_killed_worker_unkillable() -> None:
     """Its last message may arrive after the kill; the process is still watched."""
     async with scripted_worker() as scripted:
@@ -296,6 +301,7 @@ def message(draw: st.DrawFn) -> Any:
     return b"i" + draw(st.binary(min_size=1, max_size=50))
 
 
+@pytest.mark.long
 @settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(st.lists(message(), max_size=12))
 def test_whatever_a_worker_sends_its_statement_ends_and_nothing_leaks(sent: list[Any]) -> None:

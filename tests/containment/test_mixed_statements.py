@@ -86,6 +86,7 @@ def busy_worker(database: ContainedDatabase) -> int:
     return worker.pid
 
 
+@pytest.mark.long(kept=1)
 @pytest.mark.parametrize(
     ("sql", "expected"),
     [
@@ -151,6 +152,7 @@ async def test_a_window_bounds_what_is_read(tmp_path: Path) -> None:
             assert result.rows == [(low, 50), (low + 1, 50)]
 
 
+@pytest.mark.long
 async def test_more_events_than_fit_are_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     limits = LimitSettings(memory_bytes=16_000_000)
     sql = "SELECT count(e.cmdline) FROM processes_events AS e, processes AS p WHERE p.pid = 1"

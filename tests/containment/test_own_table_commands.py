@@ -86,6 +86,7 @@ async def test_a_commands_objects_are_rows(tmp_path: Path, place: Path) -> None:
         assert len(only_names.errors) == 1
 
 
+@pytest.mark.long(kept=1)
 @pytest.mark.parametrize(
     ("text", "form"),
     [
@@ -140,6 +141,7 @@ exit 0
     assert found.keys().isdisjoint({"written", "executed", "shadow"})
 
 
+@pytest.mark.long(kept=1)
 @pytest.mark.parametrize(
     ("text", "options", "error"),
     [
@@ -165,6 +167,7 @@ async def test_a_command_that_fails_is_the_statements_error(
         assert (await db.query("SELECT 1 AS one")).rows == [(1,)]
 
 
+@pytest.mark.long
 async def test_what_a_command_leaves_behind_ends_with_its_helper(tmp_path: Path, place: Path) -> None:
     """Also what keeps the output open, and what wanted to be a daemon."""
     text = """
@@ -191,6 +194,7 @@ def _command_line(pid: int) -> bytes:
         return b""
 
 
+@pytest.mark.long
 async def test_a_command_cannot_leave_the_process_group_that_ends_with_its_helper(tmp_path: Path, place: Path) -> None:
     setsid = shutil.which("setsid")
     assert setsid is not None
@@ -199,6 +203,7 @@ async def test_a_command_cannot_leave_the_process_group_that_ends_with_its_helpe
     assert said == "setsid: setsid failed: Operation not permitted"
 
 
+@pytest.mark.long
 async def test_a_fork_bomb_ends_with_the_statement(tmp_path: Path, place: Path) -> None:
     text = "n=0; while [ $n -lt 40 ]; do (while :; do read x < /dev/zero; done) & n=$((n+1)); done; wait"
     async with database(tmp_path, command(place, text, "timeout = 1.0")) as db:
@@ -209,6 +214,7 @@ async def test_a_fork_bomb_ends_with_the_statement(tmp_path: Path, place: Path) 
         await until(lambda: all(b"command" not in _command_line(pid) for pid in descendants(zygote)), 10)
 
 
+@pytest.mark.long
 async def test_hostile_output_costs_values_and_rows_and_no_statement(tmp_path: Path, place: Path) -> None:
     """NUL bytes, bytes that are no text, deep nesting, huge numbers."""
     lines = (
@@ -238,6 +244,7 @@ async def test_hostile_output_costs_values_and_rows_and_no_statement(tmp_path: P
     assert any("lines left out that are not JSON: 6" in error for error in result.errors)
 
 
+@pytest.mark.long
 async def test_rows_are_limited_as_those_of_any_table(tmp_path: Path, place: Path) -> None:
     text = 'n=0; while [ $n -lt 2000 ]; do echo "{\\"name\\": \\"$n\\"}"; n=$((n+1)); done'
     with pytest.raises(LimitError, match=r"table made has more than 1000 rows"):
@@ -355,6 +362,7 @@ columns = [{{name = "user", type = "text", summary = "the user"}}]
         assert (await db.query("SELECT * FROM settings")).rows == []
 
 
+@pytest.mark.long
 async def test_lines_of_any_bytes_are_split(tmp_path: Path, place: Path) -> None:
     (place / "list").write_bytes(b"\x00a;\xff;1\n;;\n" + b"x" * 100_000 + b";b;2\n")
     path = declared(
@@ -386,6 +394,7 @@ def test_a_table_with_privileges_of_its_own_needs_no_further_permission(place: P
     assert granted_privileges(made, AccessPolicy()) == made.privileges
 
 
+@pytest.mark.long
 async def test_processor_time_of_commands_is_charged_to_their_statements(tmp_path: Path, place: Path) -> None:
     text = 'n=0; while [ $n -lt 300000 ]; do n=$((n+1)); done; echo \'{"name": "a"}\''
     sql = "SELECT name FROM made"
@@ -399,6 +408,7 @@ async def test_processor_time_of_commands_is_charged_to_their_statements(tmp_pat
         assert busy > idle
 
 
+@pytest.mark.long
 async def test_a_command_cannot_start_ever_more_processes(tmp_path: Path, place: Path) -> None:
     program = place / "command"
     program.write_text(
@@ -418,6 +428,7 @@ async def test_a_command_cannot_start_ever_more_processes(tmp_path: Path, place:
         assert (await db.query("SELECT 1 AS one")).rows == [(1,)]
 
 
+@pytest.mark.long
 async def test_notes_show_no_value_of_a_table_with_denied_columns(tmp_path: Path, place: Path) -> None:
     own = command(place, 'echo \'[{"name": "a", "size": "secret"}, "secret"]\'')
     async with database(tmp_path, own, AccessSettings(columns_deny=("made.size",))) as db:
@@ -426,6 +437,7 @@ async def test_notes_show_no_value_of_a_table_with_denied_columns(tmp_path: Path
     assert result.errors == ("table made: rows left out that are not JSON objects: 1",)
 
 
+@pytest.mark.long
 async def test_standard_error_is_not_shown_for_a_table_with_denied_columns(tmp_path: Path, place: Path) -> None:
     own = command(place, "echo 'secret is too large' >&2; exit 3")
     for denied, ending in ((), ": secret is too large"), (("made.size",), ""):

@@ -158,6 +158,7 @@ async def test_a_running_statement_on_events_is_run_again_without_a_denied_colum
         await running
 
 
+@pytest.mark.long
 async def test_statements_give_their_whole_result_or_a_reason_while_rules_change(database: ContainedDatabase) -> None:
     chance = random.Random(14)
     ended = asyncio.Event()

@@ -213,6 +213,7 @@ def test_a_program_is_executed_by_object(tmp_path: Path, monkeypatch: pytest.Mon
         directory.rmdir()
 
 
+@pytest.mark.long
 async def test_what_a_program_started_ends_with_the_helper(tmp_path: Path, plugin: tuple[Path, list[Table]]) -> None:
     sql = "SELECT answer FROM run_declared('/bin/sh', '-c|/bin/sleep 3600 & /bin/sleep 3601; echo')"
     async with database(tmp_path, plugin, RUNS, time=1.0) as db:
@@ -291,6 +292,7 @@ async def test_a_tables_rows_join_with_others_and_carry_what_the_statement_asks(
     assert ["cells instead of" in error for error in result.errors] == [True]
 
 
+@pytest.mark.long
 async def test_many_rows_come_whole_and_in_order(tmp_path: Path, plugin: tuple[Path, list[Table]]) -> None:
     async with database(tmp_path, plugin) as db:
         result = await db.query("SELECT pid, length(answer) FROM many(100001, 40)")
@@ -306,6 +308,7 @@ async def test_rows_and_bytes_are_limited(tmp_path: Path, plugin: tuple[Path, li
         assert await answer(db, "SELECT count(*) FROM many(1000, 1)") == "1000"
 
 
+@pytest.mark.long
 async def test_an_exception_of_the_table_is_the_statements_error(
     tmp_path: Path, plugin: tuple[Path, list[Table]]
 ) -> None:
@@ -314,6 +317,7 @@ async def test_an_exception_of_the_table_is_the_statements_error(
             await db.query("SELECT * FROM failed")
 
 
+@pytest.mark.long
 async def test_a_compromised_worker_gets_no_helper_for_a_table_that_it_may_not_read(
     tmp_path: Path, plugin: tuple[Path, list[Table]]
 ) -> None:
@@ -326,6 +330,7 @@ async def test_a_compromised_worker_gets_no_helper_for_a_table_that_it_may_not_r
                 await db.pool._give(worker, Need(1, "table", name))
 
 
+@pytest.mark.long(kept=2)
 @pytest.mark.parametrize(
     ("content", "size_bytes", "error"),
     [
@@ -363,6 +368,7 @@ async def test_a_helper_that_is_killed_is_an_error_of_that_statement_only(
         assert [worker.kind.value for worker in db.pool.processes if worker.state == "idle"].count("snapshots") == 1
 
 
+@pytest.mark.long(kept=1)
 @pytest.mark.parametrize("how", ["asleep", "stopped", "polite"])
 async def test_a_helper_that_hangs_ends_at_the_time_limit(
     how: str, tmp_path: Path, plugin: tuple[Path, list[Table]]
@@ -379,6 +385,7 @@ async def test_a_helper_that_hangs_ends_at_the_time_limit(
                 await db.query(f"SELECT * FROM wait('{how}')")
 
 
+@pytest.mark.long
 async def test_a_helper_that_cannot_be_killed_is_abandoned_and_its_statement_fails(
     tmp_path: Path, plugin: tuple[Path, list[Table]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -395,6 +402,7 @@ async def test_a_helper_that_cannot_be_killed_is_abandoned_and_its_statement_fai
         await until(lambda: abandoned.pid not in [one.pid for one in helpers(db)], 10)
 
 
+@pytest.mark.long
 async def test_a_helper_ends_with_the_statement_that_waits_for_it(
     tmp_path: Path, plugin: tuple[Path, list[Table]]
 ) -> None:
@@ -408,6 +416,7 @@ async def test_a_helper_ends_with_the_statement_that_waits_for_it(
             await waiting
 
 
+@pytest.mark.long
 async def test_helpers_are_bounded_and_none_waits_for_the_place_of_its_asker(
     tmp_path: Path, plugin: tuple[Path, list[Table]]
 ) -> None:
@@ -429,6 +438,7 @@ async def test_helpers_are_bounded_and_none_waits_for_the_place_of_its_asker(
     assert len(alive) <= helper_pool.HELPERS_MAX
 
 
+@pytest.mark.long
 async def test_recipients_whose_helpers_hang_leave_a_place_to_others(
     tmp_path: Path, plugin: tuple[Path, list[Table]]
 ) -> None:

@@ -25,6 +25,7 @@ SLOW = f"SELECT {' + '.join(['(a LIKE b)'] * 25)} FROM (SELECT {{a}} AS a, {{b}}
 COUNT = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 1000000) SELECT count(*) FROM n"
 
 
+@pytest.mark.long
 async def test_a_statement_that_ended_its_worker_is_shown_as_killed_and_resting(tmp_path: Path) -> None:
     async with contained(tmp_path, limits=LimitSettings(time=1.0, cpu=0.001)) as database:
         with pytest.raises(LimitError, match="killed"):
@@ -64,6 +65,7 @@ async def test_a_failed_statement_is_charged_too(tmp_path: Path) -> None:
         assert database.pool.usage("uid=0", failing).killed == 0
 
 
+@pytest.mark.long
 async def test_an_abandoned_worker_is_counted_once_and_shown_until_it_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,6 +52,7 @@ async def forgiving(database: ContainedDatabase, sql: str, **arguments: Any) -> 
     return True
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kills", [150, pytest.param(3_000, marks=pytest.mark.soak)])
 async def test_workers_and_zygote_are_killed_at_any_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int
@@ -100,6 +101,7 @@ async def test_workers_and_zygote_are_killed_at_any_time(
     await until(lambda: open_descriptors() <= descriptors)
 
 
+@pytest.mark.long
 async def test_a_statement_that_is_cancelled_while_its_worker_starts_leaves_no_worker_behind(tmp_path: Path) -> None:
     async with contained(tmp_path, limits=LimitSettings(workers=1)) as database:
         for step in range(40):
@@ -155,6 +157,7 @@ async def test_a_worker_that_dies_as_soon_as_it_is_ready_is_an_error_of_the_stat
         assert (await database.query("SELECT 1")).rows == [(1,)]
 
 
+@pytest.mark.long
 async def test_nobody_keeps_a_place_by_being_busy(tmp_path: Path) -> None:
     """With more recipients than processes each gets its turn, however many statements others have waiting."""
     async with contained(tmp_path, limits=LimitSettings(processes=2, workers=1)) as database:
@@ -176,6 +179,7 @@ async def test_nobody_keeps_a_place_by_being_busy(tmp_path: Path) -> None:
         assert len(order) == 203
 
 
+@pytest.mark.long
 async def test_a_statement_that_kills_its_worker_while_frames_are_written_rests(tmp_path: Path) -> None:
     async with contained(tmp_path) as database:
         finish = WorkerProcess._handle
@@ -196,6 +200,7 @@ async def test_a_statement_that_kills_its_worker_while_frames_are_written_rests(
             await database.query(BRIEF)
 
 
+@pytest.mark.long
 async def test_statements_that_wait_do_not_kill_one_worker_each(tmp_path: Path) -> None:
     from test_workers import SLOW
 
@@ -207,6 +212,7 @@ async def test_statements_that_wait_do_not_kill_one_worker_each(tmp_path: Path) 
         assert database.pool.killed["time"] == 1
 
 
+@pytest.mark.long
 async def test_the_rest_grows_although_the_statement_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from test_workers import SLOW
 
@@ -222,6 +228,7 @@ async def test_the_rest_grows_although_the_statement_compiles(tmp_path: Path, mo
         await database.query("SELECT 1")
 
 
+@pytest.mark.long
 async def test_changes_of_tables_and_store_retire_workers(tmp_path: Path) -> None:
     store = EventStore(tmp_path / "events.db", builtin_tables(), EventSettings())
     try:
@@ -271,6 +278,7 @@ async def test_a_stopped_worker_is_killed_and_a_stopped_zygote_replaced(
         assert not is_running(zygote)
 
 
+@pytest.mark.long
 async def test_signals_for_the_whole_service_are_the_agents_alone(tmp_path: Path) -> None:
     """A service manager sends SIGTERM to all processes, a terminal SIGINT: statements go on until the agent ends."""
     async with contained(tmp_path) as database:
@@ -284,6 +292,7 @@ async def test_signals_for_the_whole_service_are_the_agents_alone(tmp_path: Path
         assert [database.pool.zygote_pid, *(worker.pid for worker in database.pool.processes)] == pids
 
 
+@pytest.mark.long(kept=1)
 @pytest.mark.parametrize("stopped", [False, True])
 async def test_no_process_outlives_a_killed_agent(tmp_path: Path, stopped: bool) -> None:
     async with running(tmp_path) as agent:
@@ -296,6 +305,7 @@ async def test_no_process_outlives_a_killed_agent(tmp_path: Path, stopped: bool)
         await until(lambda: not any(map(is_running, pids)))
 
 
+@pytest.mark.long
 async def test_a_killed_statement_costs_its_recipient_processor_time(tmp_path: Path) -> None:
     """Its worker cannot report it any more, so the zygote does."""
     from test_workers import SLOW
@@ -318,6 +328,7 @@ async def test_workers_share_no_open_file_of_the_zygote(tmp_path: Path) -> None:
     assert sum(name.startswith("socket:") for name in opened) == 1, opened
 
 
+@pytest.mark.long
 async def test_a_clock_that_jumps_changes_no_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from test_workers import SLOW
 
@@ -332,6 +343,7 @@ async def test_a_clock_that_jumps_changes_no_limit(tmp_path: Path, monkeypatch: 
             monkeypatch.undo()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("statements", [1_500, pytest.param(10_000, marks=pytest.mark.soak)])
 async def test_statements_leak_neither_descriptors_nor_memory(tmp_path: Path, statements: int) -> None:
     """Counted over different statements, failing ones, closed results, and recipients that come and go."""
@@ -356,6 +368,7 @@ async def test_statements_leak_neither_descriptors_nor_memory(tmp_path: Path, st
                 assert resident(worker.pid) - workers[worker.pid] < 8 << 20
 
 
+@pytest.mark.long
 async def test_many_different_long_statements_are_not_kept(tmp_path: Path) -> None:
     async with contained(tmp_path) as database:
         await database.query("SELECT 1")

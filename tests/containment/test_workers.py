@@ -60,6 +60,7 @@ async def test_an_error_of_a_statement_is_reported_as_such(tmp_path: Path) -> No
         assert [worker.statements for worker in database.pool.processes] == [4]
 
 
+@pytest.mark.long(kept=1)
 @pytest.mark.parametrize("rows", [7, 200_000])
 async def test_a_large_result_is_complete_and_in_order(tmp_path: Path, rows: int) -> None:
     sql = MANY_ROWS.format(
@@ -71,6 +72,7 @@ async def test_a_large_result_is_complete_and_in_order(tmp_path: Path, rows: int
     assert str(result.columns[1].type) == "text"
 
 
+@pytest.mark.long
 @pytest.mark.root
 async def test_statements_are_answered_while_the_disk_is_full(tmp_path: Path) -> None:
     """The events that wait in memory for room on the disk can be queried and sent."""
@@ -103,6 +105,7 @@ async def test_a_statement_that_does_not_look_at_the_clock_is_killed_and_others_
     assert database.pool.killed == {"time": 1}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rows", [200_000, pytest.param(500_000, marks=pytest.mark.soak)])
 async def test_a_result_within_the_limits_takes_no_memory_of_the_agent(tmp_path: Path, rows: int) -> None:
     columns = ", ".join(f"i + {number} AS c{number}" for number in range(40))
@@ -124,6 +127,7 @@ async def test_a_result_within_the_limits_takes_no_memory_of_the_agent(tmp_path:
     assert grown < 32 << 20
 
 
+@pytest.mark.long
 async def test_memory_beyond_the_bound_ends_the_statement_and_not_more(tmp_path: Path) -> None:
     greedy = "SELECT group_concat(printf('%.*c', 1000000, 'a'), '') FROM (WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL "
     greedy += "SELECT i + 1 FROM n LIMIT 400) SELECT * FROM n)"
@@ -219,6 +223,7 @@ async def test_a_cancelled_statement_frees_its_worker(tmp_path: Path) -> None:
         assert (await database.query("SELECT 1")).rows == [(1,)]
 
 
+@pytest.mark.long
 async def test_workers_are_bounded_and_shared_fairly(tmp_path: Path) -> None:
     async with contained(tmp_path, limits=LimitSettings(processes=3)) as database:
         answers = await asyncio.gather(
@@ -272,6 +277,7 @@ async def test_nothing_is_left_behind(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 async def test_idle_workers_are_ended_while_the_event_store_waits_for_its_readers(tmp_path: Path) -> None:
     async with contained(tmp_path) as database:
         await database.query("SELECT 1")

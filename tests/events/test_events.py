@@ -94,7 +94,7 @@ def test_rows_are_numbered_and_can_be_read_by_another_connection(path: Path, rea
 def test_rows_are_committed_without_a_flush(path: Path) -> None:
     store = EventStore(path, [THINGS], EventSettings(commit_interval=0.05))
     store.append("things_events", [thing(1)])
-    until_sync(lambda: store.last_seq("things_events") == 1, 2.0)
+    until_sync(lambda: store.last_seq("things_events") == 1)
     store.close()
 
 

@@ -28,6 +28,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         yield one
 
 
+@pytest.mark.long(kept=1)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_each_row_is_delivered_exactly_once_when(small: Fleet, name: str) -> None:
     outcome = SCENARIOS[name](small, SCALE)
@@ -37,11 +38,13 @@ def test_each_row_is_delivered_exactly_once_when(small: Fleet, name: str) -> Non
     assert max(servers.values()) < MEMORY_KIB_MAX, outcome
 
 
+@pytest.mark.long
 def test_rows_that_the_recipient_loses_when_it_is_killed_are_delivered_again(small: Fleet) -> None:
     outcome = recipient_killed(small, SCALE)
     assert outcome.findings.is_at_least_once, outcome
 
 
+@pytest.mark.long
 def test_rows_that_expire_while_a_host_is_away_are_counted_and_all_others_delivered(tmp_path: Path) -> None:
     with fleet(tmp_path, Plan(agents=20, quick=True)) as one:
         one.start_agents()
@@ -50,6 +53,7 @@ def test_rows_that_expire_while_a_host_is_away_are_counted_and_all_others_delive
     assert 4 * 240 <= outcome.findings.expired <= 4 * 260, outcome
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("recipient", ["stand-in", "collector"])
 def test_agents_that_are_connected_directly_deliver_each_row_once(tmp_path: Path, recipient: str) -> None:
     plan = Plan(agents=50, simulators=1, transport="ws", recipient=recipient)  # type: ignore[arg-type]
@@ -59,6 +63,7 @@ def test_agents_that_are_connected_directly_deliver_each_row_once(tmp_path: Path
     assert outcome.findings.is_exactly_once, outcome
 
 
+@pytest.mark.long
 def test_the_collector_gets_each_row_from_gateways_at_least_once_when_one_is_killed(tmp_path: Path) -> None:
     """Like a stock package, it does not recognize a report that comes again."""
     with fleet(tmp_path, Plan(agents=50, recipient="collector", quick=True)) as one:
@@ -69,6 +74,7 @@ def test_the_collector_gets_each_row_from_gateways_at_least_once_when_one_is_kil
     assert outcome.findings.is_at_least_once, outcome
 
 
+@pytest.mark.long
 @pytest.mark.zeek
 def test_a_zeek_logs_each_row_once_when_a_gateway_is_killed_and_none_less_when_it_is_killed(tmp_path: Path) -> None:
     with fleet(tmp_path, Plan(agents=50, recipient="zeek", quick=True)) as one:

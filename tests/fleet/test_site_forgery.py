@@ -167,6 +167,7 @@ async def test_a_taken_leaf_cannot_speak_for_an_agent_of_another_site(
         await each.close()
 
 
+@pytest.mark.long
 async def test_a_taken_leaf_cannot_use_the_session_of_an_agent_of_another_site(
     running: Servers, gw: Gateway, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -210,6 +211,7 @@ async def test_answers_go_to_the_site_that_asks(running: Servers, gw: Gateway) -
         await each.close()
 
 
+@pytest.mark.long
 async def test_an_agent_that_was_enrolled_elsewhere_voids_its_older_token(
     running: Servers, gw: Gateway, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -231,6 +233,7 @@ async def test_an_agent_that_was_enrolled_elsewhere_voids_its_older_token(
         await each.link.close()
 
 
+@pytest.mark.long
 async def test_another_gateway_knows_which_token_is_newer(running: Servers, caplog: pytest.LogCaptureFixture) -> None:
     fleet.administration.write_gateway(running.place, "gw2", ["zeek"], time.time())
     address, old = Address("fra", "Hpeers"), Address("ber", "Hpeers")
@@ -255,6 +258,7 @@ async def test_another_gateway_knows_which_token_is_newer(running: Servers, capl
     assert "claims it for site ber with a token older than the session's" in caplog.text
 
 
+@pytest.mark.long
 async def test_a_session_ends_with_its_token_even_if_a_leaf_keeps_it(running: Servers, gw: Gateway) -> None:
     leaf, mine = await taken(running), Address("ber", "Hmine")
     token = signed(running, roles.AGENT, "Hmine", expires_in=60)
@@ -266,6 +270,7 @@ async def test_a_session_ends_with_its_token_even_if_a_leaf_keeps_it(running: Se
     await leaf.close()
 
 
+@pytest.mark.long
 async def test_a_leaf_that_passes_roaming_agents_speaks_for_those_whose_token_it_has(
     running: Servers, gw: Gateway
 ) -> None:
@@ -312,6 +317,7 @@ async def test_the_enrolment_service_refuses_requests_of_another_site(
     await leaf.close()
 
 
+@pytest.mark.long
 async def test_an_agent_that_enrols_at_the_server_of_another_site_learns_why_it_cannot(
     running: Servers, tmp_path: Path
 ) -> None:
@@ -322,6 +328,7 @@ async def test_an_agent_that_enrols_at_the_server_of_another_site_learns_why_it_
             await fleet.enroll(tmp_path, leaf, text, "Hlost")
 
 
+@pytest.mark.long
 async def test_invented_renewals_of_a_taken_leaf_leave_room_for_those_of_other_sites(
     running: Servers, tmp_path: Path
 ) -> None:

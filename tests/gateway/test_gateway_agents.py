@@ -41,6 +41,7 @@ HAS_RUN = "SELECT id FROM zeek_agent_queries WHERE sql LIKE '%gateway-mark%' AND
 """Events are those after the query's first run, which is later than its line in the agent's log."""
 
 
+@pytest.mark.long
 @pytest.mark.root
 @pytest.mark.timeout(240)
 async def test_events_of_a_real_agent_survive_the_death_of_its_gateway(tmp_path: Path) -> None:
@@ -65,6 +66,7 @@ async def test_events_of_a_real_agent_survive_the_death_of_its_gateway(tmp_path:
                 assert rows(tmp_path, "first") == 1
 
 
+@pytest.mark.long
 @pytest.mark.root
 @pytest.mark.timeout(240)
 async def test_real_agents_keep_their_session_while_zeek_restarts_again_and_again(tmp_path: Path) -> None:

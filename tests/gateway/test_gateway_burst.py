@@ -55,6 +55,7 @@ async def test_a_burst_does_not_grow_the_gateway(nats: NatsServer, tmp_path: Pat
     assert await burst(nats, tmp_path, 300) < GROWTH_BYTES_MAX
 
 
+@pytest.mark.long
 async def test_a_result_of_100_megabytes_and_its_cancellation_do_not_grow_the_gateway(
     nats: NatsServer, tmp_path: Path
 ) -> None:

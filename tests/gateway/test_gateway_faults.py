@@ -53,6 +53,7 @@ async def test_after_a_peer_vanished_each_row_is_delivered_once(tmp_path: Path, 
         await fleet.delivered()
 
 
+@pytest.mark.long
 async def test_over_a_slow_server_each_row_is_delivered_once(tmp_path: Path) -> None:
     async with proxied_fleet(tmp_path, times=Times(), settings=PATIENT) as fleet:
         for proxy in (fleet.agents_bus, fleet.gateway_bus):
@@ -71,6 +72,7 @@ async def test_over_a_server_with_the_smallest_messages_each_row_is_delivered_on
         assert not fleet.gateway.stats().refused
 
 
+@pytest.mark.long
 async def test_an_agent_that_is_killed_in_the_middle_of_a_batch_delivers_each_row_once(tmp_path: Path) -> None:
     async with proxied_fleet(tmp_path, detail_bytes=400) as fleet:
         agent = fleet.agents[0]
@@ -92,6 +94,7 @@ async def test_a_gateway_does_not_use_a_server_that_accepts_short_messages_only(
             assert not gw.stats().bus_connected
 
 
+@pytest.mark.long(kept=1)
 @pytest.mark.parametrize("hour", [3_600.0, -3_600.0])
 @pytest.mark.parametrize("whose", ["agent", "gateway"])
 async def test_when_a_clock_is_set_each_row_is_delivered_once(

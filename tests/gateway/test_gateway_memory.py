@@ -64,6 +64,7 @@ def test_cookies_that_are_shared_among_agents_take_bounded_memory() -> None:
     assert sum(len(one.cookie or "") for one in texts._queries) <= QueryTexts.CHARACTERS_KEPT
 
 
+@pytest.mark.long
 async def test_a_zeek_that_installs_more_than_fits_gets_errors_and_the_gateway_goes_on(
     nats: NatsServer, zeek: ZeekServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

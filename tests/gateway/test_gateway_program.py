@@ -121,6 +121,7 @@ def lines(directory: Path, name: str) -> list[str]:
     return (directory / f"{name}.log").read_text().splitlines()
 
 
+@pytest.mark.long
 async def test_a_stopped_gateway_hands_over_without_a_double(
     nats: NatsServer, collector: Collector, tmp_path: Path
 ) -> None:
@@ -140,6 +141,7 @@ async def test_a_stopped_gateway_hands_over_without_a_double(
             assert any("stopping: " in line for line in lines(tmp_path, "gw1"))
 
 
+@pytest.mark.long
 async def test_sighup_reloads_limits_and_keeps_the_gateway_running(
     nats: NatsServer, collector: Collector, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
 from osqueryd import Osqueryd, usual_tables
 from running_agent import running
 from waiting import until
@@ -22,6 +23,7 @@ def tables_of(hello: AgentHello) -> set[str]:
     return set(cells["tables"])  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 async def test_a_scheduled_join_reports_differences_and_pauses_while_osquery_is_away(tmp_path: Path) -> None:
     tables = usual_tables()
     uid, pid = os.getuid(), os.getpid()
@@ -49,7 +51,7 @@ async def test_a_scheduled_join_reports_differences_and_pauses_while_osquery_is_
                     (row,) = await agent.ask("SELECT state, runs > 0 AS ran FROM zeek_agent_queries WHERE id = 'q1'")
                     return wanted.items() <= row.items()
 
-                await until(fits, 10.0, f"not {wanted}")
+                await until(fits, complaint=f"not {wanted}")
 
             async def expect(change: Change, number: int) -> tuple[object, ...]:
                 row = await client.expect(ResultRow, lambda row: row.context.change is change, number=number)

@@ -91,6 +91,7 @@ columns = [
     assert re.search(r", new, \[name=sda, size=5\]", output), output
 
 
+@pytest.mark.long
 async def test_values_of_each_type_reach_zeek(tmp_path: Path, place: Path) -> None:
     row = json.dumps({name: value for name, (_, value) in VALUES.items()}, ensure_ascii=False)
     columns = "".join(
@@ -143,6 +144,7 @@ event zeek_init()
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("requires", ["", ', $requires_tables=set("jobs_events")'])
 async def test_a_subscription_goes_on_after_its_table_was_gone_for_a_while(
     requires: str, tmp_path: Path, place: Path

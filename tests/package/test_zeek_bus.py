@@ -138,6 +138,7 @@ def probe_rows(directory: Path) -> dict[str, Counter[str]]:
     return rows
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("is_killed", [False, True], ids=["whole", "killed"])
 async def test_rows_of_fifty_agents_through_two_gateways_are_logged_once(tmp_path: Path, is_killed: bool) -> None:
     from bus_agents import bus_agents
@@ -168,6 +169,7 @@ async def test_rows_of_fifty_agents_through_two_gateways_are_logged_once(tmp_pat
     assert not drops(logs)
 
 
+@pytest.mark.long
 async def test_rows_through_two_gateways_reach_a_stock_package(tmp_path: Path) -> None:
     from bus_agents import bus_agents
 
@@ -199,6 +201,7 @@ EVENTS = PROBE.replace("SELECT name FROM probes", MARKED).replace(
 """What processes with a mark do, of all agents."""
 
 
+@pytest.mark.long
 @pytest.mark.root
 @pytest.mark.timeout(300)
 async def test_events_of_real_agents_are_logged_once_when_a_gateway_is_killed(tmp_path: Path) -> None:
@@ -241,6 +244,7 @@ def network() -> Iterator[Hosts]:
         yield one
 
 
+@pytest.mark.long
 @pytest.mark.root
 @pytest.mark.parametrize("number", [200, pytest.param(2000, marks=pytest.mark.soak)])
 async def test_connections_of_hosts_behind_gateways_are_attributed_at_both_ends(

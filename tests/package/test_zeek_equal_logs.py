@@ -54,6 +54,7 @@ async def happen(fleet: Fleet, *, is_broken: bool) -> None:
     await fleet.delivered()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "schedule"), [FEW, MANY])
 @pytest.mark.parametrize("is_broken", [False, True], ids=["whole", "a gateway killed"])
 async def test_all_logs_of_the_default_pack_are_those_of_direct_connections(
@@ -88,6 +89,7 @@ def two_stock_zeeks(tmp_path: Path, version: str, schedule: float) -> Iterator[t
         yield direct, behind
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "schedule"), [FEW, MANY])
 @pytest.mark.parametrize("version", ["2.4", "2.3"])
 async def test_all_logs_of_a_stock_package_are_those_of_direct_connections(
@@ -106,6 +108,7 @@ async def test_all_logs_of_a_stock_package_are_those_of_direct_connections(
         assert not errors(tmp_path / place)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "schedule"), [FEW, MANY])
 @pytest.mark.parametrize("version", ["2.4", "2.3"])
 async def test_a_killed_gateway_costs_a_stock_package_no_more_than_cut_connections(

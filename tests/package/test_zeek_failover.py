@@ -33,6 +33,7 @@ def network() -> Iterator[Hosts]:
         yield one
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("number", "is_busy"),
     [

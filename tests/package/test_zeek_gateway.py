@@ -24,6 +24,7 @@ def nats(tmp_path: Path) -> Iterator[NatsServer]:
         yield server
 
 
+@pytest.mark.long
 @pytest.mark.timeout(240)
 async def test_a_real_zeek_serves_many_agents_over_one_websocket(nats: NatsServer, tmp_path: Path) -> None:
     tool("zeek")

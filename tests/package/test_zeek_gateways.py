@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from stand_in_gateway import VIA, Gateway, GatewayAgent, gateway
 from stock_zeek import stock_zeek
 from waiting import until
@@ -140,6 +141,7 @@ async def test_a_gateway_of_which_the_package_knows_nothing_is_addressed_like_ag
             }  # fmt: skip
 
 
+@pytest.mark.long
 async def test_hundreds_of_agents_that_say_hello_at_once_all_get_all_queries(tmp_path: Path) -> None:
     logs = tmp_path / "zeek"
     with zeek(logs, site="redef ZeekAgent::many_agents = 1000;") as url:

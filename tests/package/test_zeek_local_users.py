@@ -119,7 +119,9 @@ async def test_another_local_user_cannot_inject_events_past_the_agents_port(shar
             xpub, xsub = (f"ipc://{path}" for path in sockets)
             await inject(shared, "nobody-by-socket", NOBODY, xpub, xsub)
             await inject(shared, "owner", os.getuid(), xpub, xsub)
-            await until(lambda: "injected by owner" in (logs / "output").read_text(), 10, "the probe does not work")
+            await until(
+                lambda: "injected by owner" in (logs / "output").read_text(), complaint="the probe does not work"
+            )
         assert "nobody" not in (logs / "output").read_text()
     assert not list(logs.glob(".zeek-agent-*")), "sockets are left behind"
 

@@ -159,6 +159,7 @@ def owner(line: dict[str, Any], end: str) -> tuple[Any, ...]:
     return line[f"{end}_hid"], line[f"{end}_pid"]
 
 
+@pytest.mark.long
 async def test_claims_count_for_an_address_that_the_host_has_just_got(tmp_path: Path, host: Host) -> None:
     logs = tmp_path / "zeek"
     with zeek(logs, "-i", "lo", "-f", "host 198.51.100.7", prefix=host.at("host")) as url:
@@ -173,6 +174,7 @@ async def test_claims_count_for_an_address_that_the_host_has_just_got(tmp_path: 
     assert hellos[0]["type_"] == "update"
 
 
+@pytest.mark.long
 async def test_connections_through_address_translation_name_the_process_inside(tmp_path: Path, host: Host) -> None:
     if shutil.which("nft") is None:
         pytest.skip("needs nft")
@@ -196,6 +198,7 @@ async def test_connections_through_address_translation_name_the_process_inside(t
     assert owner(lines[8081], "resp") == (AGENT_ID, server)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("first", ["inside", "host"])
 async def test_a_host_and_its_container_with_one_source_port_are_not_mixed_up(
     tmp_path: Path, host: Host, first: str

@@ -127,6 +127,7 @@ def run(*command: str, cwd: Path = ROOT, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 @needs_zeek
 @pytest.mark.timeout(320)
 def test_the_packages_own_suite_passes() -> None:
@@ -217,6 +218,7 @@ event zeek_init() &priority=-100
 """
 
 
+@pytest.mark.long
 @needs_zeek
 def test_a_new_log_is_an_entry_in_the_default_pack_and_all_else_is_generated(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
@@ -301,6 +303,7 @@ def test_the_package_takes_the_place_of_that_of_version_2(tmp_path: Path) -> Non
     run("zeek", "-a", str(script), ZEEKPATH=f"{state}/site:{search_path()}")
 
 
+@pytest.mark.long
 @needs_zeek
 def test_zkg_installs_the_package_from_a_clone(tmp_path: Path) -> None:
     tool("zkg")
@@ -370,6 +373,7 @@ event zeek_init() { Log::create_stream(LOG, Log::Stream($columns=Info, $path="pr
 """
 
 
+@pytest.mark.long
 @needs_zeek
 @pytest.mark.root
 @pytest.mark.timeout(180)
@@ -423,6 +427,7 @@ async def test_a_cluster_attributes_on_its_workers_and_logs_nothing_twice(tmp_pa
         assert len(set(numbers)) == len(numbers), f"{path}.log has events twice"
 
 
+@pytest.mark.long
 @needs_zeek
 @pytest.mark.root
 async def test_connections_that_were_open_before_the_agent_are_attributed(tmp_path: Path) -> None:
@@ -483,7 +488,7 @@ async def test_a_script_queries_an_agent_and_gets_rows_no_rows_or_an_error(tmp_p
     logs = tmp_path / "zeek"
     with zeek(logs, site=ASK) as url:
         async with running(tmp_path, f"--zeek={url}"):
-            await until(lambda: len(records(logs / "ask.log")) == 3, 20, "not all questions are answered")
+            await until(lambda: len(records(logs / "ask.log")) == 3, complaint="not all questions are answered")
     answers = {one["question"]: one["answer"] for one in records(logs / "ask.log")}
     assert (answers["some"], answers["none"]) == ("root", "")
     assert "no such table: nowhere" in answers["wrong"]
@@ -511,9 +516,9 @@ async def test_a_program_that_was_downloaded_is_noticed_when_it_is_executed(tmp_
                     reply = b"".join(iter(partial(client.recv, 65536), b""))
                 program.write_bytes(reply.partition(b"\r\n\r\n")[2])
             program.chmod(0o755)
-            await until(lambda: len(records(logs / "files.log")) == 2, 20, "the files are not seen on the wire")
+            await until(lambda: len(records(logs / "files.log")) == 2, complaint="the files are not seen on the wire")
             subprocess.run([str(program), "0.1"], check=True)
-            notices = await until(lambda: records(logs / "notice.log"), 20, "no notice")
+            notices = await until(lambda: records(logs / "notice.log"), complaint="no notice")
     (notice,) = notices
     assert notice["note"] == "DownloadThenExecute::Executed_Download"
     assert notice["sub"] == hashlib.sha256(content).hexdigest()
@@ -607,6 +612,7 @@ while (now := time.monotonic() - started) < seconds:
 """
 
 
+@pytest.mark.long
 @needs_zeek
 @pytest.mark.root
 @pytest.mark.timeout(240)
@@ -702,6 +708,7 @@ os.kill(pid, 9)
 """
 
 
+@pytest.mark.long
 @needs_zeek
 @pytest.mark.root
 @pytest.mark.timeout(60)

@@ -46,6 +46,7 @@ async def refusal(directory: Path, url: str, files: Files) -> str:
     return str(rows[0]["last_error"])
 
 
+@pytest.mark.long
 async def test_a_zeek_that_requires_certificates_accepts_only_agents_that_have_one(
     tmp_path: Path, files: Files
 ) -> None:
@@ -101,6 +102,7 @@ def nginx(directory: Path, files: Files, zeek_port: int) -> Iterator[str]:
         process.wait(10)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("nginx") is None, reason="needs nginx")
 async def test_agents_connect_through_nginx_as_documented(tmp_path: Path, files: Files) -> None:
     """Also after Zeek was gone."""
@@ -118,7 +120,9 @@ async def test_agents_connect_through_nginx_as_documented(tmp_path: Path, files:
                 await until(rows, 30, "no rows come")
                 assert (await agent.connection())["state"] == "connected"
                 one.stop()
-                await until(lambda: "does not reach Zeek" in agent.output.read_text(), 10, "no word of Zeek's absence")
+                await until(
+                    lambda: "does not reach Zeek" in agent.output.read_text(), complaint="no word of Zeek's absence"
+                )
                 one.start(lives[1])
                 await joined(lives[1])
             assert "requires a client certificate" in await refusal(tmp_path / "without", url, files)

@@ -70,8 +70,7 @@ async def works(control: ZeekControl, agent: RunningAgent) -> None:
     running_queries = "SELECT sql, event FROM zeek_agent_queries WHERE recipient LIKE 'ws%' AND runs > 0"
     await until(
         lambda: agent.ask(f"SELECT 1 FROM ({running_queries}) GROUP BY 1 HAVING count(*) >= 12"),
-        15,
-        "queries do not run",
+        complaint="queries do not run",
     )
     asked = Counter((one["sql"], one["event"]) for one in await agent.ask(running_queries))
     assert set(asked.values()) == {1}
@@ -90,6 +89,7 @@ async def works(control: ZeekControl, agent: RunningAgent) -> None:
     assert not re.search("error|warning", control.diagnosis(), re.IGNORECASE)
 
 
+@pytest.mark.long
 @needs_zeek
 @pytest.mark.root
 @pytest.mark.timeout(300)

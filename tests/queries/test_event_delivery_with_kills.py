@@ -94,6 +94,7 @@ def number(frame: bytes) -> float:
     return float(cell)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [Package, Stock])
 async def test_event_workers_are_killed_at_any_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Package]

@@ -45,6 +45,7 @@ def test_the_page_has_these_recipes_and_limits() -> None:
         assert recipe.commands, f"{recipe.title} shows no command that uses what it adds"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lint", ["help", pytest.param(LINT, marks=pytest.mark.soak)])
 @pytest.mark.timeout(600)  # linters of the whole tree, on a machine that may be busy
 def test_the_recipes_work_and_touch_few_files(tree: Path, lint: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,6 +57,7 @@ def test_the_recipes_work_and_touch_few_files(tree: Path, lint: str, monkeypatch
     check(RECIPES, tree)
 
 
+@pytest.mark.long
 @pytest.mark.zeek
 @pytest.mark.timeout(600)  # a few runs of Zeek, on a machine that may be busy
 def test_zeek_writes_the_log_of_the_recipe_for_one(tree: Path) -> None:

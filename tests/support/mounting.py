@@ -88,6 +88,12 @@ def unmount(target: str | Path) -> None:
     _call("umount2", os.fsencode(target), MNT_DETACH)
 
 
+def mount_line(target: Path) -> str | None:
+    """The line in mountinfo of what is mounted there."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return next((line for line in reversed(lines) if line.split()[4] == str(target)), None)
+
+
 def unshare(flags: int) -> None:
     """Leave namespaces for new ones."""
     _call("unshare", flags)

@@ -15,6 +15,7 @@ import pytest
 from msgspec import Struct
 from msgspec.structs import astuple
 from places import ROOT
+from waiting import SECONDS
 
 from zeek_agent.recording.source import Source
 from zeek_agent.schema import EventRow
@@ -58,7 +59,7 @@ class Recording:
         found = [dict(zip(columns, row, strict=True)) for row in values]
         return [event for event in found if all(event[column] == value for column, value in wanted.items())]
 
-    def expect(self, table: str, count: int = 1, seconds: float = 5.0, **wanted: object) -> list[Event]:
+    def expect(self, table: str, count: int = 1, seconds: float = SECONDS, **wanted: object) -> list[Event]:
         """The events that match, as soon as there are `count` of them; fails when they do not come."""
         deadline = time.monotonic() + seconds
         while len(found := self.events(table, **wanted)) < count:

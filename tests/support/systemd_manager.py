@@ -124,9 +124,9 @@ def systemd_manager(place: Path, units: dict[str, str]) -> Iterator[SystemdManag
         systemd = subprocess.Popen(boot, env=environment, stdout=output, stderr=output)
         try:
             manager = SystemdManager(systemd.pid, place, environment)
-            until_sync((place / "systemd/private").exists, 20, "systemd has not started")
+            until_sync((place / "systemd/private").exists, complaint="systemd has not started")
             manager.systemctl("start", "dbus.service")
-            until_sync(manager.is_on_bus, 20, "systemd has not connected to its bus")
+            until_sync(manager.is_on_bus, complaint="systemd has not connected to its bus")
             yield manager
         finally:
             systemd.terminate()

@@ -37,6 +37,7 @@ def test_the_gateways_unit_refuses_what_a_gateway_does_not_need() -> None:
     assert subprocess.run(command, check=False).returncode == -signal.SIGSYS
 
 
+@pytest.mark.long
 async def test_a_gateway_serves_agents_and_drains_in_its_units_sandbox(tmp_path: Path) -> None:
     prefix = (*SANDBOX, "--writable", str(tmp_path), "--gateway-unit")
     with nats_server(tmp_path / "nats") as nats:

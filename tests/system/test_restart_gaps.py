@@ -126,6 +126,7 @@ async def one_life(path: Path, seconds: float, how: signal.Signals) -> float:
     return answered
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("restarts", [1, pytest.param(10, marks=[pytest.mark.soak, pytest.mark.timeout(300)])])
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
 async def test_whatever_a_restart_misses_is_within_a_declared_gap(
@@ -172,6 +173,7 @@ async def test_whatever_a_restart_misses_is_within_a_declared_gap(
     assert not uncovered, f"{len(uncovered)} of {len(missing)} missing events are in no gap: {uncovered[:5]} {gaps}"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("restarts", [1, pytest.param(2, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
 async def test_processes_that_began_while_nobody_recorded_and_still_run_are_found(
@@ -203,6 +205,7 @@ async def test_processes_that_began_while_nobody_recorded_and_still_run_are_foun
     assert len(found) < len(expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("step", [-3_600, pytest.param(3_600, marks=pytest.mark.soak)])
 async def test_what_began_in_a_gap_is_found_although_the_clock_was_set_meanwhile(tmp_path: Path, step: int) -> None:
     clock = SteppedClock(tmp_path)

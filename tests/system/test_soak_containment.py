@@ -297,7 +297,7 @@ async def test_events_with_a_hostile_zeek(tmp_path: Path, record_property: Figur
             await process.wait()
             before = lost
             with suppress(AssertionError):
-                await until(lambda: len(timed.delays) >= made, 20)
+                await until(lambda: len(timed.delays) >= made)
             lost = await lost_in_the_kernel(agent)
             assert made - (lost - before) <= len(timed.delays) <= made, await agent.ask(DELIVERY)
             p99.append(statistics.quantiles(timed.delays, n=100)[98])

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from acting import locks_of_another_user, reachable_directory
+from packs import pack_of
 from running_agent import RunningAgent, running
 from scripted_agent import read
 from waiting import until
@@ -59,10 +60,16 @@ def everything_in(*directories: Path) -> list[Path]:
     return [path for directory in directories for path in (directory, *sorted(directory.rglob("*")))]
 
 
-async def asked_for_events(agent: RunningAgent) -> None:
-    """Wait for the query that writes the log: it reports what happens from its first run on."""
-    sql = "SELECT id FROM zeek_agent_queries WHERE event LIKE '%process_events' AND runs > 0"
-    await until(lambda: agent.ask(sql), 15, "nobody asks for events of processes")
+async def asked_for_events(agent: RunningAgent) -> int:
+    """Wait for the query that writes the log: it reports what happens from its first run on. How often it has run."""
+    return await run_again(agent, 0)
+
+
+async def run_again(agent: RunningAgent, runs: int) -> int:
+    """Wait until the query that writes the log has run more often than that: what it reported then is acknowledged."""
+    sql = f"SELECT runs FROM zeek_agent_queries WHERE event LIKE '%process_events' AND runs > {runs}"
+    (query,) = await until(lambda: agent.ask(sql), complaint="the query on events of processes does not run")
+    return int(query["runs"])
 
 
 async def run_recorded(agent: RunningAgent, directory: Path) -> str:
@@ -72,11 +79,11 @@ async def run_recorded(agent: RunningAgent, directory: Path) -> str:
     shutil.copy2(shutil.which("cat") or "/bin/cat", program)
     sql = f"SELECT state FROM processes_events_history WHERE name = '{name}' AND state = "
     with subprocess.Popen([program], stdin=subprocess.PIPE) as process:
-        await until(lambda: agent.ask(f"{sql}'started'"), 15, f"the start of {name} was not recorded")
+        await until(lambda: agent.ask(f"{sql}'started'"), complaint=f"the start of {name} was not recorded")
         assert process.stdin is not None
         process.stdin.close()
         await asyncio.to_thread(process.wait)
-    await until(lambda: agent.ask(f"{sql}'stopped'"), 15, f"the end of {name} was not recorded")
+    await until(lambda: agent.ask(f"{sql}'stopped'"), complaint=f"the end of {name} was not recorded")
     return name
 
 
@@ -88,13 +95,14 @@ async def the_log_has(agent: RunningAgent, name: str) -> None:
 async def waiting(agent: RunningAgent) -> dict[str, Any]:
     """The row of its connection, once that waits for the next attempt."""
     sql = "SELECT * FROM zeek_agent_connections WHERE state = 'waiting'"
-    return (await until(lambda: agent.ask(sql), 15, "the connection does not wait"))[0]
+    return (await until(lambda: agent.ask(sql), complaint="the connection does not wait"))[0]
 
 
 def doctors_verdicts(agent: RunningAgent) -> str:
     return ended("doctor", "--state-dir", str(agent.state), "--set", f"collector.logs={agent.logs}").stdout
 
 
+@pytest.mark.long
 @pytest.mark.root
 async def test_another_user_who_holds_every_possible_lock_does_not_prevent_the_start(place: Path) -> None:
     state, logs = place / "state", place / "logs"
@@ -111,6 +119,7 @@ async def test_another_user_who_holds_every_possible_lock_does_not_prevent_the_s
             assert (await agent.connection())["state"] == "connected"
 
 
+@pytest.mark.long
 @pytest.mark.root
 async def test_another_user_who_holds_an_older_versions_locks_does_not_prevent_the_start(place: Path) -> None:
     state, logs = place / "state", place / "logs"
@@ -146,6 +155,7 @@ def test_a_state_directory_that_every_user_can_write_is_refused_in_one_line(tmp_
     assert re.search(rf"^fail +state directory +{reason}$", done.stdout, re.MULTILINE)
 
 
+@pytest.mark.long
 async def test_logs_that_another_collector_writes_do_not_keep_the_agent_from_recording(tmp_path: Path) -> None:
     with collector(tmp_path / "logs") as other:
         async with running(tmp_path, settings={"collector.schedule": 1}) as agent:
@@ -158,7 +168,7 @@ async def test_logs_that_another_collector_writes_do_not_keep_the_agent_from_rec
             assert re.search(rf"collector_error +{re.escape(reason)}", await asyncio.to_thread(status, agent))
             assert re.search(rf"warn +collector +{re.escape(reason)}", await asyncio.to_thread(doctors_verdicts, agent))
             other.send_signal(signal.SIGTERM)
-            await until(lambda: other.poll() is not None, 15, "the collector does not end")
+            await until(lambda: other.poll() is not None, complaint="the collector does not end")
             await asked_for_events(agent)
             await the_log_has(agent, await run_recorded(agent, tmp_path))
             assert re.search(r"collector_error +-\n", await asyncio.to_thread(status, agent))
@@ -178,6 +188,7 @@ def status(agent: RunningAgent) -> str:
         asked.close()
 
 
+@pytest.mark.long
 async def test_events_wait_in_the_store_for_logs_that_cannot_be_written(tmp_path: Path) -> None:
     settings = {"collector.schedule": 1}
     async with running(tmp_path, settings=settings) as agent:
@@ -231,6 +242,7 @@ async def test_the_embedded_collector_is_not_called_a_zeek(tmp_path: Path) -> No
         assert "9.0.0" not in said
 
 
+@pytest.mark.long
 async def test_nobody_can_connect_to_the_embedded_collector(tmp_path: Path) -> None:
     with collector(tmp_path / "other") as other:
         (listening,) = tcp_sockets_of(other.pid)
@@ -243,6 +255,7 @@ async def test_nobody_can_connect_to_the_embedded_collector(tmp_path: Path) -> N
         assert listening_unix_sockets_of(agent.pid) == [str(agent.state / "zeek-agent.sock.new")]
 
 
+@pytest.mark.long
 async def test_a_listen_address_has_no_effect_on_the_embedded_collector_and_one_warning(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
@@ -255,6 +268,7 @@ async def test_a_listen_address_has_no_effect_on_the_embedded_collector_and_one_
         assert agent.output.read_text().count("collector.listen") == 1, "only the first start set it"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("busy", ["port", "logs"])
 def test_the_collector_alone_needs_its_port_and_its_logs(tmp_path: Path, busy: str) -> None:
     with collector(tmp_path / "logs") as other:
@@ -269,13 +283,16 @@ def test_the_collector_alone_needs_its_port_and_its_logs(tmp_path: Path, busy: s
     assert message.startswith(f"zeek-agent: {expected}")
 
 
+@pytest.mark.long
 async def test_rows_delivered_over_tcp_are_not_delivered_again(tmp_path: Path) -> None:
     """An older version's embedded collector listened on `collector.listen`, and was known by that address."""
-    settings: dict[str, Any] = {"collector.schedule": 1}
-    earlier = Collector(CollectorSettings(listen="127.0.0.1:0", logs=str(tmp_path / "earlier")), pack.load(schedule=1))
+    queries = pack_of(EVENTS, tmp_path / "pack.toml")
+    settings: dict[str, Any] = {"collector.schedule": 1, "collector.pack": str(queries)}
+    listening = CollectorSettings(listen="127.0.0.1:0", logs=str(tmp_path / "earlier"))
+    earlier = Collector(listening, pack.load(queries, schedule=1))
     host, port = await earlier.start()
     async with running(tmp_path, "--zeek", f"ws://{host}:{port}", settings=settings) as agent:
-        await asked_for_events(agent)
+        runs = await asked_for_events(agent)
         delivered = await run_recorded(agent, tmp_path)
 
         def arrived() -> bool:
@@ -285,7 +302,8 @@ async def test_rows_delivered_over_tcp_are_not_delivered_again(tmp_path: Path) -
             )
             return sorted(states) == ["started", "stopped"]
 
-        await until(arrived, 15, f"{delivered} was not delivered")
+        await until(arrived, complaint=f"{delivered} was not delivered")
+        await run_again(agent, await run_again(agent, runs))
         await earlier.stop()
         waiting = await run_recorded(agent, tmp_path)
     async with running(tmp_path, settings={**settings, "collector.listen": f"{host}:{port}"}) as agent:

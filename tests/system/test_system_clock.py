@@ -33,6 +33,7 @@ async def all_stored(agent: RunningAgent) -> bool:
     return await agent.ask(sql) == [{"n": 100}]
 
 
+@pytest.mark.long
 @STEPS
 async def test_undelivered_events_outlast_a_step_of_the_clock(tmp_path: Path, step: float) -> None:
     clock = SteppedClock(tmp_path)

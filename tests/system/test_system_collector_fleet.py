@@ -127,6 +127,7 @@ class FleetAgent(LightAgent):
         self._acknowledged.clear()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("number", "kills", "per_second", "seconds"),

@@ -96,6 +96,7 @@ async def arrive(agent: RunningAgent, program: Path, wanted: set[int]) -> None:
     await until(complete, 30, lambda: f"missing in the log: {sorted(missing())}")
 
 
+@pytest.mark.long(kept=1)
 @pytest.mark.root
 @pytest.mark.parametrize("owner", [0, ORDINARY_UID])
 async def test_it_has_no_privileges_and_belongs_to_the_owner_of_the_logs(tmp_path: Path, owner: int) -> None:
@@ -123,6 +124,7 @@ async def test_it_has_no_privileges_and_belongs_to_the_owner_of_the_logs(tmp_pat
             assert (agent.logs / ".lock").read_text().split()[0] == str(agent.pid), "the process to stop"
 
 
+@pytest.mark.long
 @pytest.mark.root
 async def test_a_killed_process_is_replaced_and_no_event_is_missing(tmp_path: Path) -> None:
     async with running(tmp_path, settings=SETTINGS) as agent:
@@ -141,6 +143,7 @@ async def test_a_killed_process_is_replaced_and_no_event_is_missing(tmp_path: Pa
         assert agent.output.read_text().count(reported) == 1
 
 
+@pytest.mark.long
 @pytest.mark.root
 async def test_it_ends_with_the_zygote_and_starts_again(tmp_path: Path) -> None:
     async with running(tmp_path, settings=SETTINGS) as agent:
@@ -155,6 +158,7 @@ async def test_it_ends_with_the_zygote_and_starts_again(tmp_path: Path) -> None:
         assert facts(agent)["collector_lost"] == 1
 
 
+@pytest.mark.long
 @pytest.mark.root
 async def test_a_removed_log_directory_is_created_again_and_no_event_is_missing(tmp_path: Path) -> None:
     """The lockdown permits the directory that was there, not a new one of the same name."""
@@ -169,6 +173,7 @@ async def test_a_removed_log_directory_is_created_again_and_no_event_is_missing(
         assert await collector_of(agent, other_than=pid) != pid
 
 
+@pytest.mark.long
 @pytest.mark.root
 async def test_a_full_disk_is_shown_and_lines_wait_for_it(tmp_path: Path) -> None:
     logs = tmp_path / "logs"
@@ -197,6 +202,7 @@ async def test_a_full_disk_is_shown_and_lines_wait_for_it(tmp_path: Path) -> Non
         subprocess.run(["umount", logs], check=True)
 
 
+@pytest.mark.long
 @pytest.mark.root
 async def test_a_signal_to_all_processes_ends_the_agent_in_order(tmp_path: Path) -> None:
     """As by a service manager or a terminal: the processes of the agent leave it to the agent."""
@@ -214,6 +220,7 @@ async def test_a_signal_to_all_processes_ends_the_agent_in_order(tmp_path: Path)
     assert "of the embedded collector" not in agent.output.read_text()
 
 
+@pytest.mark.long
 @pytest.mark.root
 async def test_a_process_that_does_not_answer_does_not_keep_the_agent(tmp_path: Path) -> None:
     async with running(tmp_path, settings=SETTINGS) as agent:

@@ -99,6 +99,7 @@ async def test_each_process_has_the_privileges_of_its_kind(tmp_path: Path) -> No
             assert children(pid) == []
 
 
+@pytest.mark.long
 async def test_the_zygote_and_snapshot_workers_hold_no_file_of_the_state_and_event_workers_only_read(
     tmp_path: Path,
 ) -> None:
@@ -128,6 +129,7 @@ def _open_files(pid: int) -> list[tuple[str, int]]:
     return found
 
 
+@pytest.mark.long
 async def test_protections_that_the_agent_may_not_apply_are_named(tmp_path: Path) -> None:
     prefix = with_units_privileges("CAP_SETUID", "CAP_SETPCAP")
     async with running(tmp_path, prefix=prefix) as agent:
@@ -140,6 +142,7 @@ async def test_protections_that_the_agent_may_not_apply_are_named(tmp_path: Path
         assert "bounding set: the agent lacks CAP_SETPCAP" in missing
 
 
+@pytest.mark.long
 async def test_the_status_shows_workers_and_their_totals(tmp_path: Path) -> None:
     async with running(tmp_path) as agent:
         from zeek_agent.control.messages import ControlClient, Facts, StatusRequest

@@ -45,6 +45,7 @@ def setuid_file() -> Iterator[Path]:
         Path(name).unlink()
 
 
+@pytest.mark.long
 async def test_what_starts_programs_is_watched_by_name_and_not_read(tmp_path: Path) -> None:
     mark, secret = f"zz{secrets.token_hex(4)}", f"secret-{secrets.token_hex(8)}"
     async with running(tmp_path, settings={"collector.schedule": 1}, private_files=True) as agent:

@@ -41,6 +41,7 @@ def load(*arguments: object) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
+@pytest.mark.long
 async def test_events_beyond_the_buffers_are_counted_and_the_agent_still_answers(tmp_path: Path) -> None:
     """Of the load's own events each is there once or was counted as lost; that the count is exact, the sources show."""
     exe = load_generator()
@@ -76,7 +77,7 @@ async def test_events_beyond_the_buffers_are_counted_and_the_agent_still_answers
             counters = await asyncio.to_thread(counted, agent)
             return all(number <= counters[kind]["lost_overrun"] for kind, number in (await missing()).items())
 
-        await until(all_are_there_or_counted, 20, "events are neither there nor counted as lost")
+        await until(all_are_there_or_counted, complaint="events are neither there nor counted as lost")
         assert answers > 1
         assert all((await missing()).values())
         # a gap ends after three seconds without a loss, which other load can delay, and after a minute
@@ -94,6 +95,7 @@ def stopped(agent: RunningAgent) -> Iterator[None]:
         agent.process.send_signal(signal.SIGCONT)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("executions", [4_000, pytest.param(60_000, marks=pytest.mark.soak)])
 async def test_two_thousand_executions_a_second_are_there_or_counted(tmp_path: Path, executions: int) -> None:
     exe = load_generator()
@@ -110,7 +112,7 @@ async def test_two_thousand_executions_a_second_are_there_or_counted(tmp_path: P
             missing = 2 * len(pids) - sum(row["n"] for row in await agent.ask(rows))
             return missing <= (await asyncio.to_thread(counted, agent))["processes"]["lost_overrun"]
 
-        await until(complete, 15, "events are neither there nor counted as lost")
+        await until(complete, complaint="events are neither there nor counted as lost")
         found = {row["state"]: row for row in agent.query(rows)}
         sql = (
             f"SELECT pid FROM processes_events WHERE exe = '{exe}' AND cmdline = '{exe} nothing' AND state = 'started'"
@@ -123,6 +125,7 @@ async def test_two_thousand_executions_a_second_are_there_or_counted(tmp_path: P
         assert found[state]["processes"] == found[state]["n"]
 
 
+@pytest.mark.long
 async def test_an_agent_that_is_killed_under_load_keeps_all_it_had_and_shows_the_gap(tmp_path: Path) -> None:
     exe = load_generator()
     seen = f"SELECT seq, pid, state FROM processes_events WHERE exe = '{exe}'"
@@ -133,7 +136,7 @@ async def test_an_agent_that_is_killed_under_load_keeps_all_it_had_and_shows_the
     begun = time.time()
     with load("exec", 100_000, 500, exe, "nothing"):
         async with running(tmp_path, settings=QUIET) as agent:
-            await until(lambda: more_than(1000), 20, "no events")
+            await until(lambda: more_than(1000), complaint="no events")
             before = {(row["seq"], row["pid"], row["state"]) for row in agent.query(seen)}
             killed = time.time()
             agent.process.send_signal(signal.SIGKILL)
@@ -143,7 +146,7 @@ async def test_an_agent_that_is_killed_under_load_keeps_all_it_had_and_shows_the
         file.close()
         await asyncio.sleep(1)
         async with running(tmp_path, settings=QUIET) as agent:
-            await until(lambda: more_than(len(before) + 1000), 20, "no events after the crash")
+            await until(lambda: more_than(len(before) + 1000), complaint="no events after the crash")
             after = {(row["seq"], row["pid"], row["state"]) for row in agent.query(seen)}
             (gap,) = agent.query("SELECT * FROM zeek_agent_gaps WHERE source = 'agent'")
     assert before <= after
@@ -168,6 +171,7 @@ with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as connection:
 """
 
 
+@pytest.mark.long(kept=1)
 @pytest.mark.parametrize(("processes", "sockets", "more"), BACKENDS, ids=[f"{one}-{two}" for one, two, _ in BACKENDS])
 async def test_each_backend_can_be_chosen_and_records_a_process_and_its_connection(
     tmp_path: Path, processes: str, sockets: str, more: dict[str, object]
@@ -209,7 +213,7 @@ async def test_each_backend_can_be_chosen_and_records_a_process_and_its_connecti
 
 async def one_row(agent: RunningAgent, sql: str) -> dict[str, Any]:
     """The last row, once there is one."""
-    return (await until(lambda: agent.ask(sql), 20, sql))[-1]
+    return (await until(lambda: agent.ask(sql), complaint=sql))[-1]
 
 
 EVENTS = 200_000

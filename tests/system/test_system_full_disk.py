@@ -51,6 +51,7 @@ def fill_up(disk: Path) -> Path:
     return ballast
 
 
+@pytest.mark.long
 def test_events_of_a_time_without_room_are_there_after_a_restart(tmp_path: Path) -> None:
     state = tmp_path / "state"
     state.mkdir()

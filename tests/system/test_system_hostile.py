@@ -72,6 +72,7 @@ def hostile_processes(directory: Path) -> Iterator[dict[str, int]]:
         yield {"file name": file_name.pid, "name": name.pid, "command line": command_line.pid, "1 MB": megabyte.pid}
 
 
+@pytest.mark.long
 @pytest.mark.root
 async def test_names_and_lines_of_any_bytes_reach_the_logs_and_nothing_else_is_lost(tmp_path: Path) -> None:
     mark = f"zz{secrets.token_hex(4)}"
@@ -108,13 +109,14 @@ async def test_names_and_lines_of_any_bytes_reach_the_logs_and_nothing_else_is_l
     assert "Traceback" not in agent.output.read_text(errors="replace")
 
 
+@pytest.mark.long
 @pytest.mark.root
 async def test_towards_zeek_bytes_are_written_as_zeek_writes_them(tmp_path: Path) -> None:
     async with zeek_server() as zeek, running(tmp_path, f"--zeek={zeek.url()}") as agent:
         client = await zeek.client()
         await client.expect(AgentHello)
         await client.install("events", EVENTS)
-        await until(lambda: agent.ask("SELECT 1 FROM zeek_agent_queries WHERE runs > 0"), 15, "no run")
+        await until(lambda: agent.ask("SELECT 1 FROM zeek_agent_queries WHERE runs > 0"), complaint="no run")
         with hostile_processes(tmp_path) as pids:
             assert len(pids) == 4
             wanted = sent(b"\x1b[2J\n" + NASTY)
@@ -167,6 +169,7 @@ async def test_invalid_messages_are_skipped(tmp_path: Path) -> None:
         assert agent.resident() - before < 32 * MEGABYTE
 
 
+@pytest.mark.long
 async def test_a_message_that_is_too_large_ends_the_connection_and_the_next_one_works(tmp_path: Path) -> None:
     async with zeek_server() as zeek, running(tmp_path, f"--zeek={zeek.url()}") as agent:
         client = await zeek.client()
@@ -197,6 +200,7 @@ HARMLESS = {"regex", "blob"}
 """These may also end well, or at once, since what they do is bounded by itself."""
 
 
+@pytest.mark.long
 @pytest.mark.root
 async def test_statements_that_would_block_the_agent_end_while_events_are_delivered(tmp_path: Path) -> None:
     settings = {"limits.time": 1.0, "limits.memory_bytes": 64 * MEGABYTE, "limits.result_bytes": 32 * MEGABYTE}
@@ -204,7 +208,7 @@ async def test_statements_that_would_block_the_agent_end_while_events_are_delive
         client = await zeek.client()
         await client.expect(AgentHello)
         await client.install("events", EVENTS)
-        await until(lambda: agent.ask("SELECT 1 FROM zeek_agent_queries WHERE runs > 0"), 15, "no run")
+        await until(lambda: agent.ask("SELECT 1 FROM zeek_agent_queries WHERE runs > 0"), complaint="no run")
         for name, sql in GREEDY.items():
             await client.install(name, Query(sql, "Test::greedy"))
         highest, arrived = await _events_meanwhile(agent, client, GREEDY.keys() - HARMLESS)

@@ -19,6 +19,7 @@ def rename(agent: RunningAgent, name: bytes) -> None:
     subprocess.run(command, input=name, stdout=subprocess.DEVNULL, check=True)
 
 
+@pytest.mark.long
 async def test_tables_status_hello_and_logs_follow_a_new_host_name(tmp_path: Path) -> None:
     async with running(tmp_path, settings={"collector.schedule": 1}, prefix=OWN_NAME) as agent:
         assert await agent.ask("SELECT hostname FROM zeek_agent") == [{"hostname": "before.example"}]
@@ -31,6 +32,7 @@ async def test_tables_status_hello_and_logs_follow_a_new_host_name(tmp_path: Pat
         await agent.logged("zeek-agent-process-events", {"host": "after.example"})
 
 
+@pytest.mark.long
 async def test_a_host_name_of_any_bytes_is_reported(tmp_path: Path) -> None:
     async with running(tmp_path, prefix=OWN_NAME) as agent:
         rename(agent, b"caf\xe9")
@@ -38,6 +40,7 @@ async def test_a_host_name_of_any_bytes_is_reported(tmp_path: Path) -> None:
         await agent.logged("zeek-agent", {"hostname": r"caf\xe9"})
 
 
+@pytest.mark.long
 async def test_a_configured_host_name_stays(tmp_path: Path) -> None:
     async with running(tmp_path, settings={"agent.hostname": "chosen.example"}, prefix=OWN_NAME) as agent:
         rename(agent, b"after.example")

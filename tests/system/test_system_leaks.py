@@ -49,6 +49,7 @@ async def joined(zeek: ZeekServer) -> Client:
     return client
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("warming_up", "rounds", "repeated", "connections"),
@@ -76,11 +77,11 @@ async def test_hundreds_of_queries_and_connections_leave_nothing_behind(
             client.abort()
             client = await joined(zeek)
         none = "SELECT 1 WHERE NOT EXISTS (SELECT 1 FROM zeek_agent_queries)"
-        await until(lambda: agent.ask(none), 10, "queries of old connections stay")
+        await until(lambda: agent.ask(none), complaint="queries of old connections stay")
         for _ in range(50):
             await agent.ask("SELECT count(*) FROM processes")
         await until(
-            lambda: used(agent) <= before, 10, lambda: f"{used(agent)} descriptors and threads, {before} before"
+            lambda: used(agent) <= before, complaint=lambda: f"{used(agent)} descriptors and threads, {before} before"
         )
         assert agent.resident() - memory < 16 * MEGABYTE
         assert (await agent.connection())["reconnects"] >= connections

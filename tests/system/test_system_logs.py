@@ -35,6 +35,12 @@ def captured_query() -> str:
     return str(frames[0]).replace('"30s"', '"500ms"')
 
 
+async def has_run(agent: RunningAgent) -> None:
+    """Wait for the first run of the query: it reports what is recorded from then on."""
+    sql = "SELECT id FROM zeek_agent_queries WHERE runs > 0"
+    await until(lambda: agent.ask(sql), complaint="the query has not run")
+
+
 @asynccontextmanager
 async def beside(journal: PrivateJournal, directory: Path, *arguments: str) -> AsyncIterator[RunningAgent]:
     """The agent where that journal is the system's."""
@@ -65,6 +71,7 @@ def messages(client: Client) -> list[str]:
     return [text(row, 3) for row in client.of(ResultRow, lambda row: row.event == EVENT)]
 
 
+@pytest.mark.long
 @pytest.mark.root
 async def test_the_captured_query_gets_entries_of_the_journal(tmp_path: Path) -> None:
     with private_journal() as journal:
@@ -73,7 +80,7 @@ async def test_the_captured_query_gets_entries_of_the_journal(tmp_path: Path) ->
                 client = await zeek.client()
                 await client.expect(AgentHello)
                 await client.send(captured_query())
-                await until(lambda: agent.ask("SELECT id FROM zeek_agent_queries"), 10, "not installed")
+                await has_run(agent)
                 journal.write(MESSAGE="it begins", PRIORITY=4, SYSLOG_IDENTIFIER="test")
                 row = await expect(client, "it begins")
                 assert abs(datetime.fromisoformat(text(row, 0)).replace(tzinfo=UTC).timestamp() - time.time()) < 60
@@ -99,6 +106,7 @@ async def test_the_captured_query_gets_entries_of_the_journal(tmp_path: Path) ->
                 assert "it begins" not in messages(client)
 
 
+@pytest.mark.long
 @pytest.mark.root
 async def test_the_collector_writes_the_journal_as_a_log(tmp_path: Path) -> None:
     with private_journal() as journal:
@@ -125,6 +133,7 @@ async def test_without_a_journal_the_lines_of_syslog_s_files_are_delivered(tmp_p
             client = await zeek.client()
             await client.expect(AgentHello)
             await client.send(captured_query())
+            await has_run(agent)
             with file.open("a") as stream:
                 stream.write("Nov 24 04:48:05 host sshd[9]: Accepted publickey for root\n")
             row = await expect(client, "Accepted publickey for root")

@@ -125,6 +125,7 @@ def check_every_log(directory: Path) -> None:
             assert abs(record[0] - time.time()) < 120, "the first field is the time of the record"
 
 
+@pytest.mark.long
 @pytest.mark.zeek
 async def test_zeek_cut_reads_the_logs(tmp_path: Path) -> None:
     async with running(tmp_path, settings={"collector.schedule": 1}) as agent:
@@ -140,6 +141,7 @@ async def test_zeek_cut_reads_the_logs(tmp_path: Path) -> None:
     assert f"new\t127.0.0.1\t{port}\tLISTEN" in cut.stdout.decode().splitlines()
 
 
+@pytest.mark.long
 async def test_without_privileges_the_agent_shows_accessible_rows(tmp_path: Path) -> None:
     """Run as whoever runs the tests: the account itself, a process and a socket are there."""
     async with running(tmp_path, settings={"collector.schedule": 1}) as agent:

@@ -141,6 +141,7 @@ MATRIX: Final = [
 ]
 
 
+@pytest.mark.long
 @needs_zeek
 @pytest.mark.parametrize(("order", "zeek", "agent", "reconnects"), MATRIX)
 async def test_every_stored_event_is_in_zeeks_logs_whoever_ends_first_and_how(
@@ -163,7 +164,8 @@ async def test_every_stored_event_is_in_zeeks_logs_whoever_ends_first_and_how(
                         await host.start()
             await host.start()
         await until(
-            lambda: asyncio.to_thread(lambda: not host.missing()), 20, lambda: f"missing: {sorted(host.missing())[:5]}"
+            lambda: asyncio.to_thread(lambda: not host.missing()),
+            complaint=lambda: f"missing: {sorted(host.missing())[:5]}",
         )
         await asyncio.to_thread(host.end_zeek, signal.SIGTERM)
         stored, missing = host.stored(), host.missing()
@@ -174,6 +176,7 @@ async def test_every_stored_event_is_in_zeeks_logs_whoever_ends_first_and_how(
     assert not missing
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lives", [1, pytest.param(3, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("how", ENDS)
 async def test_the_embedded_collector_logs_every_stored_event(tmp_path: Path, how: str, lives: int) -> None:

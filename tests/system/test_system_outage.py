@@ -88,9 +88,10 @@ async def installed(zeek: ZeekServer) -> Client:
 
 async def runs(agent: RunningAgent, query_id: str) -> None:
     sql = f"SELECT 1 FROM zeek_agent_queries WHERE id = '{query_id}' AND runs > 0"
-    await until(lambda: agent.ask(sql), 15, f"query {query_id} does not run")
+    await until(lambda: agent.ask(sql), complaint=f"query {query_id} does not run")
 
 
+@pytest.mark.long
 @pytest.mark.root
 @pytest.mark.parametrize(("number", "silence"), [(1_500, 3), pytest.param(7_500, 20, marks=pytest.mark.soak)])
 async def test_a_zeek_that_stops_reading_and_then_ends_misses_nothing(
@@ -129,11 +130,12 @@ async def test_a_zeek_that_stops_reading_and_then_ends_misses_nothing(
         assert counters["lost"] == 0
 
 
+@pytest.mark.long
 async def test_a_zeek_that_never_acknowledges_is_tried_again_until_it_does(tmp_path: Path) -> None:
     settings = {"zeek.ack_timeout": 0.3}
     async with zeek_server(ack=None) as zeek, running(tmp_path, f"--zeek={zeek.url()}", settings=settings) as agent:
         before = agent.resident()
-        await until(lambda: zeek.connections >= 5, 15, "the agent does not try again")
+        await until(lambda: zeek.connections >= 5, complaint="the agent does not try again")
         status = await agent.connection()
         assert status["reconnects"] >= 4
         assert "did not acknowledge the subscription within 0.3 s" in status["last_error"]
@@ -184,7 +186,7 @@ async def test_a_killed_agent_continues_where_it_was(tmp_path: Path) -> None:
             with processes("burst-d", 200, 200) as wanted:
                 unseen = wanted()
             stored = "SELECT 1 FROM processes_events WHERE cmdline LIKE 'burst-d%' GROUP BY 1 HAVING count(*) = "
-            await until(lambda: agent.ask(f"{stored}{unseen.total()}"), 10, "not recorded")
+            await until(lambda: agent.ask(f"{stored}{unseen.total()}"), complaint="not recorded")
             agent.kill()
         async with running(tmp_path, f"--zeek={zeek.url()}") as agent:
             second = await installed(zeek)

@@ -75,6 +75,7 @@ async def followed(agent: RunningAgent, count: int) -> list[dict[str, Any]]:
     return await until(found)
 
 
+@pytest.mark.long
 async def test_the_examples_of_the_documentation_run(tmp_path: Path, place: Path) -> None:
     assert len(EXAMPLES) == 3
     assert len(QUERIES) == 3
@@ -137,6 +138,7 @@ def test_commands_list_describe_and_check_own_tables(
     assert "cannot be trusted" in capsys.readouterr().err
 
 
+@pytest.mark.long
 async def test_a_rule_on_tables_may_name_an_own_one(tmp_path: Path, place: Path) -> None:
     path = declared(place, command(place, "echo '{\"value\": 1}'"))
     settings = {"tables.files": path, "access.tables_deny": "made", "osquery.socket": "off"}
@@ -145,6 +147,7 @@ async def test_a_rule_on_tables_may_name_an_own_one(tmp_path: Path, place: Path)
             await agent.ask("SELECT * FROM made")
 
 
+@pytest.mark.long
 async def test_a_bad_file_keeps_the_agent_from_starting_and_says_why(tmp_path: Path, place: Path) -> None:
     path = declared(place, command(place, "true").replace('"text"', '"string"'))
     with started(tmp_path, "--set", f"tables.files={path}") as agent:
@@ -152,6 +155,7 @@ async def test_a_bad_file_keeps_the_agent_from_starting_and_says_why(tmp_path: P
         assert f"{path}: table 'made': column 'value': not a Zeek type: 'string'" in agent.output.read_text()
 
 
+@pytest.mark.long
 async def test_a_reload_applies_changed_declarations(tmp_path: Path, place: Path) -> None:
     log = tmp_path / "jobs.jsonl"
     log.touch()
@@ -182,6 +186,7 @@ async def test_a_reload_applies_changed_declarations(tmp_path: Path, place: Path
         assert gaps == []
 
 
+@pytest.mark.long
 async def test_a_reload_refuses_a_bad_file_as_a_whole(tmp_path: Path, place: Path) -> None:
     made = command(place, "echo '{\"value\": 1}'")
     async with agent_with(tmp_path, made, place) as agent:
@@ -215,6 +220,7 @@ async def reloaded(agent: RunningAgent) -> str:
     return await asyncio.to_thread(ask)
 
 
+@pytest.mark.long
 async def test_each_line_is_recorded_once_whenever_the_agent_is_killed(tmp_path: Path, place: Path) -> None:
     log, written = tmp_path / "jobs.jsonl", 0
     log.touch()
@@ -240,6 +246,7 @@ async def test_each_line_is_recorded_once_whenever_the_agent_is_killed(tmp_path:
         assert [gap["source"] for gap in gaps] == ["agent"]
 
 
+@pytest.mark.long
 async def test_a_hostile_command_leaves_the_agent_alone(tmp_path: Path, place: Path) -> None:
     text = (
         "(trap '' TERM INT HUP; while :; do read x < /dev/zero; done) & while :; do echo xxxxxxxxxxxxxxxxxxxxxxxx; done"

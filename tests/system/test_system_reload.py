@@ -94,6 +94,7 @@ async def one_zygote(agent: RunningAgent) -> bool:
     return len(children) <= 2
 
 
+@pytest.mark.long
 async def test_what_is_recorded_is_masked_by_the_new_rules(tmp_path: Path) -> None:
     async with configured(tmp_path, "") as (agent, file):
         write(file, "[access]\nredact = ['hunter[0-9]']\n")
@@ -119,6 +120,7 @@ async def test_an_invalid_configuration_changes_nothing_and_is_explained(tmp_pat
         assert value == [{"value": "1000"}]
 
 
+@pytest.mark.long
 async def test_settings_that_need_a_restart_are_listed_and_keep_their_values(tmp_path: Path) -> None:
     async with configured(tmp_path, "") as (agent, file):
         write(file, "[sources]\nsockets = 'off'\n[log]\nlevel = 'debug'\n")
@@ -129,6 +131,7 @@ async def test_settings_that_need_a_restart_are_listed_and_keep_their_values(tmp
         await until(lambda: " debug zeek_agent" in agent.output.read_text())
 
 
+@pytest.mark.long
 async def test_destinations_are_added_and_removed(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"ws://127.0.0.1:{server.getsockname()[1]}/v1/messages/json"
@@ -148,6 +151,7 @@ async def test_destinations_are_added_and_removed(tmp_path: Path) -> None:
             assert (await agent.connection())["destination"] == "embedded"
 
 
+@pytest.mark.long
 async def test_retention_is_changed_at_once(tmp_path: Path) -> None:
     async with configured(tmp_path, "") as (agent, file):
         await asyncio.to_thread(subprocess.run, ["true"], check=True)
@@ -158,6 +162,7 @@ async def test_retention_is_changed_at_once(tmp_path: Path) -> None:
         await until(lambda: agent.ask(f"{sql} HAVING count(*) = 0"), 60)
 
 
+@pytest.mark.long
 async def test_metrics_are_served_where_the_configuration_says(tmp_path: Path) -> None:
     path = tmp_path / "metrics.sock"
     async with configured(tmp_path, "") as (agent, file):
@@ -172,6 +177,7 @@ async def test_metrics_are_served_where_the_configuration_says(tmp_path: Path) -
 NUMBERS: Final = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {})"
 
 
+@pytest.mark.long
 async def test_rows_that_the_new_rules_forbid_are_not_sent_any_more(tmp_path: Path) -> None:
     async with configured(tmp_path, "") as (agent, file):
         client = messages.ControlClient(agent.state / "zeek-agent.sock")
@@ -187,6 +193,7 @@ async def test_rows_that_the_new_rules_forbid_are_not_sent_any_more(tmp_path: Pa
         client.close()
 
 
+@pytest.mark.long
 async def test_the_key_of_a_new_certificate_cannot_be_read(tmp_path: Path) -> None:
     """The agent's own files are protected as soon as the configuration names them."""
     key = tmp_path / "key"
@@ -200,6 +207,7 @@ async def test_the_key_of_a_new_certificate_cannot_be_read(tmp_path: Path) -> No
         assert await agent.ask(sql) == []
 
 
+@pytest.mark.long
 async def test_a_reload_is_completed_if_its_command_is_interrupted(tmp_path: Path) -> None:
     async with configured(tmp_path, "") as (agent, file):
         await until(lambda: agent.ask("SELECT 1 FROM zeek_agent_connections WHERE state = 'connected'"))
@@ -214,9 +222,10 @@ async def test_a_reload_is_completed_if_its_command_is_interrupted(tmp_path: Pat
                 return bool(await agent.ask(sql))
             return False
 
-        await until(is_destination, 15, "no connection to the new destination")
+        await until(is_destination, complaint="no connection to the new destination")
 
 
+@pytest.mark.long
 async def test_a_changed_query_pack_is_applied_and_an_invalid_one_refused(tmp_path: Path) -> None:
     pack, log = tmp_path / "pack.toml", "zz_users"
     text = """
@@ -240,6 +249,7 @@ async def test_a_changed_query_pack_is_applied_and_an_invalid_one_refused(tmp_pa
         assert await reloaded(agent) == "configuration reloaded, nothing to apply"
 
 
+@pytest.mark.long
 async def test_a_place_where_metrics_cannot_be_served_is_refused(tmp_path: Path) -> None:
     path, taken = tmp_path / "metrics.sock", tmp_path / "taken"
     taken.write_text("")
@@ -253,6 +263,7 @@ async def test_a_place_where_metrics_cannot_be_served_is_refused(tmp_path: Path)
         assert rows == [{"value": "1000000"}, {"value": f"unix:{path}"}]
 
 
+@pytest.mark.long
 async def test_hangup_signals_end_the_agent_neither_at_its_start_nor_at_its_end(tmp_path: Path) -> None:
     with started(tmp_path) as agent:
         await until(lambda: "state in" in agent.output.read_text())
@@ -266,6 +277,7 @@ async def test_hangup_signals_end_the_agent_neither_at_its_start_nor_at_its_end(
         assert agent.process.returncode == 0
 
 
+@pytest.mark.long
 async def test_an_agent_ends_in_order_when_its_terminal_is_closed(tmp_path: Path) -> None:
     """Otherwise it would go on unseen, since SIGHUP also means that the configuration has changed."""
     ours, theirs = pty.openpty()
@@ -294,6 +306,7 @@ def _read_all(descriptor: int) -> None:
             pass
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 async def test_reloading_under_load_loses_no_event(tmp_path: Path) -> None:
     """Access rules, limits, the connection and the collector change while processes start and end all the time."""
@@ -345,6 +358,7 @@ async def all_logged(agent: RunningAgent) -> bool:
     return not await asyncio.to_thread(missing, agent)
 
 
+@pytest.mark.long
 async def test_rotated_logs_are_compressed_and_removed_as_the_new_settings_say(tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     logs.mkdir()

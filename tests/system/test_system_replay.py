@@ -140,7 +140,7 @@ async def test_each_query_of_the_capture_gets_rows_of_the_right_shape(tmp_path: 
         differences = {
             query_id for query_id, one in queries.items() if one.query.subscription is Subscription.DIFFERENCES
         }
-        await until(lambda: _compared(agent, len(differences)), 15, "the queries do not run")
+        await until(lambda: _compared(agent, len(differences)), complaint="the queries do not run")
         with Causes(agent, mark, tmp_path).all():
             rows = await _a_new_row_of_each(client, differences)
         assert all(map(fits, rows)), [(row.event, shape(row)) for row in rows if not fits(row)]
@@ -181,6 +181,7 @@ async def _a_new_row_of_each(client: Client, query_ids: set[str]) -> list[Result
     return client.of(ResultRow)
 
 
+@pytest.mark.long
 async def test_towards_zeek_s_old_broker_server_the_hello_has_13_fields(tmp_path: Path) -> None:
     async with zeek_server(BROKER_ACK) as zeek, running(tmp_path, f"--zeek={zeek.url()}"):
         client = await zeek.client()
@@ -194,13 +195,14 @@ async def test_towards_zeek_s_old_broker_server_the_hello_has_13_fields(tmp_path
         assert list(hello.named()) == list(protocol.HELLO_FIELDS_BROKER)
 
 
+@pytest.mark.long
 async def test_queries_that_are_installed_again_are_there_once(tmp_path: Path) -> None:
     """Zeek sends its queries again with each hello; the capture played twice changes nothing."""
     async with zeek_server() as zeek, running(tmp_path, f"--zeek={zeek.url()}") as agent:
         client = await zeek.client()
         await replay(client)
         await replay(client)
-        await until(lambda: _compared(agent, 8), 15, "the queries do not run")
+        await until(lambda: _compared(agent, 8), complaint="the queries do not run")
         rows = await agent.ask("SELECT id FROM zeek_agent_queries")
         assert sorted(row["id"] for row in rows) == sorted(installed())
         assert (await agent.connection())["instances"] == 1

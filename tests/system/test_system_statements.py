@@ -51,6 +51,7 @@ def memory_of(agent: RunningAgent) -> int:
     return sum(resident(pid) for pid in (agent.pid, *descendants(agent.pid)))
 
 
+@pytest.mark.long
 async def test_pattern_matches_that_take_a_minute_are_ended_at_the_limit(tmp_path: Path) -> None:
     async with running(tmp_path, NOBODY, settings={"limits.time": 0.5}) as agent:
         assert "longer than limits.time" in await fails(agent, LIKES)
@@ -58,6 +59,7 @@ async def test_pattern_matches_that_take_a_minute_are_ended_at_the_limit(tmp_pat
         assert await agent.ask("SELECT 1 AS one") == [{"one": 1}]
 
 
+@pytest.mark.long
 async def test_an_ignore_pattern_that_takes_a_minute_is_ended_at_the_limit(tmp_path: Path) -> None:
     """One match on one line, too varied for the automaton to remember its states."""
     chance = random.Random(1)
@@ -69,6 +71,7 @@ async def test_an_ignore_pattern_that_takes_a_minute_is_ended_at_the_limit(tmp_p
         assert await agent.ask("SELECT 1 AS one") == [{"one": 1}]
 
 
+@pytest.mark.long
 @needs_fuse
 async def test_a_hung_mount_that_is_allowed_stops_only_the_statements_that_enter_it(tmp_path: Path) -> None:
     place = tmp_path / "hung"
@@ -115,6 +118,7 @@ async def test_every_worker_sees_mounts_that_are_made_later(tmp_path: Path) -> N
             await until(lambda pids=tuple(workers): not any(map(is_running, pids)))
 
 
+@pytest.mark.long
 @needs_fuse
 async def test_the_daemon_of_a_hung_mount_that_ends_gives_the_places_back(tmp_path: Path) -> None:
     place = tmp_path / "hung"
@@ -140,6 +144,7 @@ def state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
+@pytest.mark.long
 async def test_one_hostile_zeek_delays_no_row_of_an_honest_one(tmp_path: Path) -> None:
     """It installs statements that look at no clock, as many as it likes."""
     async with (
@@ -179,6 +184,7 @@ async def busy_for(agent: RunningAgent, recipient: str) -> bool:
     return len(descendants(agent.pid)) >= 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "sql", [pytest.param(WIDE, id="too large"), pytest.param(FEW, id="large", marks=pytest.mark.soak)]
 )
@@ -204,6 +210,7 @@ def done(client: Client) -> bool:
     return bool(client.of(AgentError)) or len(client.of(ResultRow)) >= 550_000
 
 
+@pytest.mark.long
 async def test_no_asker_makes_a_statement_that_takes_more(tmp_path: Path) -> None:
     """Whatever grows in SQLite, in Python or in the encoding."""
     hungry = [

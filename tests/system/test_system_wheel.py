@@ -57,6 +57,7 @@ def test_a_wheel_with_programs_is_for_this_architecture(wheel: Path) -> None:
     assert "zeek_agent/service/zeek-agent.service" in names
 
 
+@pytest.mark.long
 def test_a_wheel_without_programs_is_for_any_platform_and_says_so_loudly(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     ignored = shutil.ignore_patterns("*.bpf.o", ".venv", ".build", ".git", "tests", "__pycache__")
@@ -72,6 +73,7 @@ def test_a_wheel_without_programs_is_for_any_platform_and_says_so_loudly(tmp_pat
     assert refused.returncode != 0
 
 
+@pytest.mark.long
 def test_the_same_tree_makes_the_same_wheel_elsewhere(wheel: Path, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     shutil.copytree(PROJECT, tree, ignore=shutil.ignore_patterns("*.bpf.o", ".venv", ".build", ".git", "__pycache__"))
@@ -95,6 +97,7 @@ def test_wheel_and_source_distribution_carry_license_and_notice(wheel: Path, tmp
         assert f"zeek_agent-{__version__}/{file}" in packed
 
 
+@pytest.mark.long
 def test_the_installed_wheel_answers_a_query(wheel: Path, tmp_path: Path) -> None:
     """Its dependencies are those of this environment, so that nothing is fetched; the package itself is the wheel's."""
     environment = tmp_path / "venv"

@@ -72,7 +72,7 @@ class Zeek:
                 stdout=output,
                 stderr=output,
             )
-        await until(self._listens, 20, "Zeek does not listen")
+        await until(self._listens, complaint="Zeek does not listen")
 
     def _listens(self) -> bool:
         assert self.process is not None
@@ -101,7 +101,7 @@ class Zeek:
         def find() -> dict[str, Any] | None:
             return next((one for one in self.log(path) if wanted.items() <= one.items()), None)
 
-        return await until(find, 20, f"{path}.log has no record with {wanted}")
+        return await until(find, complaint=f"{path}.log has no record with {wanted}")
 
 
 @pytest.fixture(params=["stock", "old stock", "ours"])
@@ -144,9 +144,10 @@ async def compared(agent: RunningAgent) -> None:
         "SELECT 1 FROM zeek_agent_queries WHERE subscription = 'Differences' AND runs > 0"
         " AND (sql LIKE '% FROM processes%' OR sql LIKE '% FROM sockets%') GROUP BY 1 HAVING count(*) >= 2"
     )
-    await until(lambda: agent.ask(sql), 20, "Zeek's queries do not run")
+    await until(lambda: agent.ask(sql), complaint="Zeek's queries do not run")
 
 
+@pytest.mark.long
 @pytest.mark.zeek
 async def test_zeek_logs_events_even_after_restarts_of_either_side(zeek: Zeek, tmp_path: Path) -> None:
     await zeek.start()

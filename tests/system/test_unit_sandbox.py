@@ -77,6 +77,7 @@ async def test_the_agent_records_and_answers_in_the_units_sandbox(tmp_path: Path
         assert await asyncio.to_thread(agent.stop) == 0
 
 
+@pytest.mark.long
 async def test_own_tables_work_in_the_units_sandbox(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir(mode=0o700)
     (tmp_path / "jobs.jsonl").touch()
@@ -106,6 +107,7 @@ async def running_backends(directory: Path) -> dict[str, str]:
         return {row["source"]: row["backend"] for row in sources}
 
 
+@pytest.mark.long
 def test_the_process_that_watches_files_watches_in_its_units_sandbox(tmp_path: Path) -> None:
     """As systemd starts it, with the connection as its standard input."""
     kinds = [kind.encode() for kind in LOCAL_FILE_SYSTEMS]

@@ -88,6 +88,7 @@ def test_statements_can_be_pasted(terminal: Terminal) -> None:
     assert terminal.end() == 0
 
 
+@pytest.mark.long
 def test_a_newcomer_finds_help_and_the_way_out(terminal: Terminal) -> None:
     terminal.type("help\n")
     terminal.expect(r"\.tables +list the tables.*zeek-agent> ")
@@ -110,6 +111,7 @@ def test_the_greeting_says_that_no_agent_is_running_and_what_is_recorded(tmp_pat
     os.close(started.descriptor)
 
 
+@pytest.mark.long
 def test_long_results_are_shown_in_the_pager_and_others_are_not(tmp_path: Path) -> None:
     pager = tmp_path / "pager"
     pager.write_text("#!/bin/sh\nexec sed 's/^/paged: /'\n")
@@ -139,6 +141,7 @@ def test_tables_and_columns_complete(terminal: Terminal) -> None:
     assert terminal.end() == 0
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_a_repeated_query_and_a_line_but_not_the_shell(terminal: Terminal) -> None:
     terminal.type(".snapshots 0.1 SELECT 5 AS five\n")
     terminal.expect(r"Runs every 0\.1 s; Ctrl-C stops\..*five.*five")
@@ -162,6 +165,7 @@ def test_a_schedule_that_is_too_short_is_raised_with_a_warning(terminal: Termina
     assert terminal.end() == 0
 
 
+@pytest.mark.long
 def test_a_slow_statement_can_be_interrupted(terminal: Terminal) -> None:
     terminal.type("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT sum(i) FROM n;\n")
     terminal.expect("FROM n;\r\n")
@@ -171,6 +175,7 @@ def test_a_slow_statement_can_be_interrupted(terminal: Terminal) -> None:
     assert terminal.end() == 0
 
 
+@pytest.mark.long
 def test_history_is_kept_for_the_next_time_and_private(tmp_path: Path, terminal: Terminal) -> None:
     terminal.type("SELECT 'remembered';\n")
     terminal.expect("zeek-agent> ")

@@ -80,6 +80,7 @@ def test_workers_end_with_the_command(tmp_path: Path) -> None:
     assert resident(int(str(pid))) == 0
 
 
+@pytest.mark.long
 def test_the_shell_goes_on_after_a_statement_that_had_to_be_killed(tmp_path: Path) -> None:
     command = [*(sys.executable, "-m", "zeek_agent", "shell", "--format", "csv", "--state-dir", str(tmp_path))]
     done = subprocess.run(
@@ -98,6 +99,7 @@ def test_the_shell_goes_on_after_a_statement_that_had_to_be_killed(tmp_path: Pat
     assert done.returncode == 1
 
 
+@pytest.mark.long
 def test_a_killed_statement_leaves_a_responder_that_answers(tmp_path: Path) -> None:
     opened = LocalResponder(*settings(tmp_path, time=1.0))
     try:
@@ -128,6 +130,7 @@ def test_an_interrupt_ends_the_statements_process_at_once(responder: LocalRespon
     assert rows(responder, "SELECT 7") == [(7,)]
 
 
+@pytest.mark.long
 def test_a_worker_that_ended_while_nothing_was_asked_is_replaced(responder: LocalResponder) -> None:
     ((pid,),) = rows(responder, "SELECT pid FROM zeek_agent_workers")
     os.kill(int(str(pid)), signal.SIGKILL)

@@ -43,6 +43,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return place / "acme-tables", python
 
 
+@pytest.mark.long
 def test_the_new_package_passes_its_own_tests(installed: tuple[Path, Path]) -> None:
     package, python = installed
     assert "3 passed" in run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=package)
@@ -57,6 +58,7 @@ def test_the_agent_answers_statements_on_its_table(installed: tuple[Path, Path],
     assert [row["period"] for row in rows] == [60.0, 300.0, 900.0]
 
 
+@pytest.mark.long
 def test_the_new_package_follows_the_projects_style(installed: tuple[Path, Path]) -> None:
     package, python = installed
     run(sys.executable, "-m", "ruff", "check", "--config", ROOT / "pyproject.toml", package, cwd=package)

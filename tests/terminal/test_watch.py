@@ -58,7 +58,7 @@ def watching(state: Path, output: Path, *arguments: str) -> Iterator[Watching]:
 async def watched(agent: RunningAgent) -> None:
     """Wait until the agent has run the query of a watch."""
     sql = "SELECT runs FROM zeek_agent_queries WHERE sql GLOB '/* watch *' AND runs > 0"
-    await until(lambda: agent.ask(sql), 15, "nobody watches")
+    await until(lambda: agent.ask(sql), complaint="nobody watches")
 
 
 def program(directory: Path) -> str:
@@ -91,7 +91,7 @@ async def test_filters_select_what_is_shown(tmp_path: Path) -> None:
             watching(agent.state, tmp_path / "ports", *port) as ports,
         ):
             sql = "SELECT runs FROM zeek_agent_queries WHERE sql GLOB '/* watch *' AND runs > 0"
-            await until(lambda: _two(agent, sql), 15, "nobody watches")
+            await until(lambda: _two(agent, sql), complaint="nobody watches")
             for one in (other, name):
                 await asyncio.to_thread(subprocess.run, [tmp_path / one], check=True)
             with socket.socket() as client:
@@ -132,6 +132,7 @@ async def test_since_begins_with_recorded_events_and_repeats_none(tmp_path: Path
     assert {name for name in names if name in {event.get("name") for event in shown}} == set(names)
 
 
+@pytest.mark.long
 async def test_it_waits_for_an_agent_that_is_started_again_and_goes_on_where_it_was(tmp_path: Path) -> None:
     names = [program(tmp_path) for _ in range(2)]
     output = tmp_path / "watch"
@@ -148,7 +149,7 @@ async def test_it_waits_for_an_agent_that_is_started_again_and_goes_on_where_it_
                 stored = {row["seq"] for row in await agent.ask("SELECT seq FROM processes_events_history")}
                 first = min(process_numbers(watch))
                 expected = {number for number in stored if number >= first}
-                await until(lambda: expected <= set(process_numbers(watch)), 20)
+                await until(lambda: expected <= set(process_numbers(watch)))
                 numbers = process_numbers(watch)
     assert len(numbers) == len(set(numbers))
 
@@ -158,6 +159,7 @@ def process_numbers(watch: Watching) -> list[int]:
     return [event["seq"] for event in watch.events() if event["kind"] == PROCESSES]
 
 
+@pytest.mark.long
 async def test_since_shows_more_events_than_one_result_may_have(tmp_path: Path) -> None:
     name = program(tmp_path)
     async with running(tmp_path, settings={"limits.rows": 25}) as agent:
@@ -167,7 +169,7 @@ async def test_since_shows_more_events_than_one_result_may_have(tmp_path: Path) 
         await until(lambda: agent.ask(sql))
         arguments = ("--since", "1h", "--process", name, "--format", "json")
         with watching(agent.state, tmp_path / "watch", *arguments) as watch:
-            await until(lambda: len(watch.events()) >= 30, 20, (tmp_path / "watch").read_text)
+            await until(lambda: len(watch.events()) >= 30, complaint=(tmp_path / "watch").read_text)
             events = watch.events()
     assert len({event["seq"] for event in events}) == len(events) == 30
     assert [event["time"] for event in events] == sorted(event["time"] for event in events)
@@ -200,6 +202,7 @@ class ScriptedResponder:
         pass
 
 
+@pytest.mark.long
 def test_events_before_the_end_of_the_agent_are_shown_even_if_none_was_before() -> None:
     responder, said = ScriptedResponder(newest=40, oldest=1), list[str]()
     one = watch.Watch(lambda: responder, Filters(), lambda event: None, said.append)
@@ -211,6 +214,7 @@ def test_events_before_the_end_of_the_agent_are_shown_even_if_none_was_before() 
     assert [sql for sql in responder.statements if "seq > 40 AND seq <= 50" in sql]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("newest", "oldest", "warnings", "bounds"),
     [

@@ -1,8 +1,8 @@
 """Batches of frames to a gateway under its credits.
 
 A small batch may go unasked while no other small one is unacknowledged; everything else waits for a grant. The gateway
-counts in the same way, so no grant is left unused by a batch that needed none. Small batches have a lane of their own,
-so that connections of processes do not wait behind bulk. When a batch may go, all small ones that wait go with it. Each
+counts in the same way, and a grant that it may have left unused is returned. Small batches have a lane of their own, so
+that connections of processes do not wait behind bulk. When a batch may go, all small ones that wait go with it. Each
 sender of frames has at most one batch in the lanes, so that its frames stay in order.
 """
 
@@ -83,7 +83,10 @@ class BusSender:
         self._bulk: deque[_Waiting] = deque()
         self._unacknowledged: deque[_Sent] = deque()
         self._unasked = 0
-        """Number of the small batch that went unasked and is unacknowledged; 0: none."""
+        """Number of the last small batch that is unacknowledged; 0: none. One that went under a grant counts, too: if
+        the gateway has acknowledged the one before, it takes this one for unasked."""
+        self._grant_may_remain = False
+        """Whether a small batch went under a grant, which the gateway still has if it took the batch for unasked."""
         self._changed = asyncio.Event()
         self._cause: str | None = None
         self._granted_until: float | None = None
@@ -249,7 +252,8 @@ class BusSender:
 
     async def _publish(self, payload: bytes) -> asyncio.Future[float]:
         self.last_number += 1
-        if len(payload) <= messages.SMALL_BATCH_BYTES and not self._unasked:
+        if len(payload) <= messages.SMALL_BATCH_BYTES:
+            self._grant_may_remain = self._grant_may_remain or self._unasked > 0
             self._unasked = self.last_number
         acknowledged: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._unacknowledged.append(_Sent(self.last_number, len(payload), self._monotonic(), acknowledged))
@@ -281,15 +285,17 @@ class BusSender:
         self._granted_until = None
         self._want_again_at = now + self._want_pause * random.uniform(1, 1.25)
         self._want_pause = min(self._want_pause * 2, WANT_SECONDS_MAX)
+        self._grant_may_remain = False
         await self._publish_want(self._wanted)
         return self._want_again_at - now
 
     async def _withdraw(self) -> None:
         """Return a grant, or the turn for one, that is not needed any more: others wait for it."""
-        if self._wanted is None:
+        if self._wanted is None and not self._grant_may_remain:
             return
         self.last_want += 1
         self._wanted = self._granted_until = None
+        self._grant_may_remain = False
         await self._publish_want(Want(0, self.last_want))
 
     def _forget_abandoned(self) -> None:

@@ -103,6 +103,7 @@ class Steps:
         return stepped
 
 
+@pytest.mark.long(kept=4)
 @pytest.mark.timeout(2 * SOAK_SECONDS)
 @pytest.mark.parametrize("table", TABLES)
 @pytest.mark.parametrize("strike", World.STRIKES)

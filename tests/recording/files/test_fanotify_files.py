@@ -76,6 +76,7 @@ def test_each_action_is_a_row_with_its_process(recording: Watching, place: Path)
     assert not any(row["found"] for row in rows)
 
 
+@pytest.mark.long
 def test_attributes_are_those_of_the_file_itself(recording: Watching, place: Path) -> None:
     file = place / "file"
     file.write_text("12345")
@@ -113,6 +114,7 @@ def test_repeated_changes_within_a_window_are_one_row_per_process(recording: Wat
     assert sum(row["count"] for row in rows) <= 100  # the kernel merges what is not read yet
 
 
+@pytest.mark.long
 def test_a_rename_over_a_file_is_one_row_and_hard_links_are_created_and_deleted(
     recording: Watching, place: Path
 ) -> None:
@@ -158,6 +160,7 @@ def test_files_in_new_and_renamed_directories_have_their_paths(recording: Watchi
     recording.expect_file("created", second / "a" / "b" / "other")
 
 
+@pytest.mark.long
 def test_files_that_are_in_a_new_directory_before_it_is_watched_are_found(recording: Watching, place: Path) -> None:
     (watcher,) = watching_processes()[1:]
     os.kill(watcher, signal.SIGSTOP)
@@ -171,6 +174,7 @@ def test_files_that_are_in_a_new_directory_before_it_is_watched_are_found(record
     assert (row["pid"], row["entity_id"]) == (None, None)
 
 
+@pytest.mark.long
 def test_files_that_change_in_a_directory_that_came_from_elsewhere_are_found(
     recording: Watching, place: Path, tmp_path: Path
 ) -> None:
@@ -191,6 +195,7 @@ def test_files_that_change_in_a_directory_that_came_from_elsewhere_are_found(
     assert not recording.files(path=str(inside / "older"))
 
 
+@pytest.mark.long
 def test_deletions_in_a_removed_tree_have_their_paths(recording: Watching, place: Path) -> None:
     tree = place / "tree"
     files = [tree / "a" / "b" / f"file{number}" for number in range(20)]
@@ -207,6 +212,7 @@ def test_deletions_in_a_removed_tree_have_their_paths(recording: Watching, place
 NAMES = [b"new\nline", b"\xff\xfe\x80", b"tab\t\x1b[31m", b"x" * 255, b" (deleted)", "\xfcn\xef\ue0ef".encode()]
 
 
+@pytest.mark.long
 def test_names_are_kept_byte_by_byte(recording: Watching, place: Path) -> None:
     paths = [os.fsencode(place) + b"/" + name for name in NAMES]
     for path in paths:
@@ -238,6 +244,7 @@ def test_new_executables_have_their_hash_unless_rules_deny_it(place: Path) -> No
         assert executed["entity_id"] == started["entity_id"]
 
 
+@pytest.mark.long
 def test_directories_that_a_pattern_matches_later_are_watched(place: Path) -> None:
     (place / "alice").mkdir()
     with watching(f"{place}/*/.ssh") as recording:
@@ -260,6 +267,7 @@ def test_directories_can_be_left_out(place: Path) -> None:
         assert {row["path"] for row in recording.files()} == {str(place / "file")}
 
 
+@pytest.mark.long
 def test_more_directories_than_allowed_are_reported(place: Path) -> None:
     for number in range(5):
         (place / str(number)).mkdir()
@@ -269,6 +277,7 @@ def test_more_directories_than_allowed_are_reported(place: Path) -> None:
         assert "more than 3 directories" in str(source.counters.last_error)
 
 
+@pytest.mark.long
 def test_a_tmpfs_is_watched_while_it_is_mounted(recording: Watching, place: Path) -> None:
     mounted = place / "mounted"
     mounted.mkdir()
@@ -315,6 +324,7 @@ def test_an_overlay_shows_writes_and_deletions_in_its_layers(place: Path, tmp_pa
         mounting.unmount(merged)
 
 
+@pytest.mark.long
 def test_a_whole_file_system_is_watched_where_configured(tmpfs: Path) -> None:
     with watching("/nonexistent", filesystems=[tmpfs]) as recording:
         (tmpfs / "a" / "b").mkdir(parents=True)
@@ -325,6 +335,7 @@ def test_a_whole_file_system_is_watched_where_configured(tmpfs: Path) -> None:
         recording.expect_file("deleted", tmpfs / "a" / "b" / "file")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("processes", [100, pytest.param(1_000, marks=pytest.mark.soak)])
 def test_every_operation_of_short_lived_processes_has_its_process(
     recording: Watching, place: Path, processes: int
@@ -340,7 +351,7 @@ def test_every_operation_of_short_lived_processes_has_its_process(
         wanted[pid] = expected(place, number)
         assert exit_code(pid) == 0
     last = list(wanted)[-1]
-    recording.expect(TABLE, 4, seconds=20, pid=last, action="deleted")
+    recording.expect(TABLE, 4, pid=last, action="deleted")
     rows = recording.files()
     found: dict[int | None, set[tuple[str, str | None, str | None]]] = defaultdict(set)
     for row in rows:
@@ -400,7 +411,7 @@ def test_an_overflow_is_counted_and_what_it_hid_is_found(tmpfs: Path) -> None:
             os.kill(watcher, signal.SIGCONT)
         source = recording.sources[1]
         until_sync(lambda: (source.update_counters(), source.counters.lost["overrun"])[1], seconds=30)
-        assert recording.expect(TABLE, seconds=30, action="deleted", path=str(tmpfs / "deleted"))[0]["found"]
+        assert recording.expect(TABLE, action="deleted", path=str(tmpfs / "deleted"))[0]["found"]
         recording.expect_file("written", tmpfs / "changed", found=True)
         recording.expect_file("created", tmpfs / "directory", found=True)
         recording.expect_file("created", tmpfs / "directory" / "within", found=True)
@@ -427,6 +438,7 @@ def test_the_watching_process_has_the_privileges_that_it_needs_only(place: Path,
         assert int(status_of(watching_processes()[1])["CapEff"], 16) == 1 << 21 | 1 << 2
 
 
+@pytest.mark.long
 def test_the_watching_process_and_its_launcher_take_at_most_16_mb(place: Path) -> None:
     for number in range(3_000):
         (place / str(number % 50) / f"a-directory-{number}").mkdir(parents=True)

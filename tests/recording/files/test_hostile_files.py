@@ -50,6 +50,7 @@ def test_a_replaced_directory_above_the_watched_one_is_noticed(tmp_path: Path) -
         assert not [row for row in recording.files() if row["path"].endswith("unseen")]
 
 
+@pytest.mark.long
 def test_a_link_to_the_watched_directory_is_followed_where_it_leads_now(tmp_path: Path) -> None:
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
@@ -83,6 +84,7 @@ def test_links_of_users_lead_nowhere(tmp_path: Path) -> None:
         recording.expect_file("created", home / "other")
 
 
+@pytest.mark.long
 def test_links_that_lead_in_circles_or_multiply_end(tmp_path: Path) -> None:
     (tmp_path / "circle").symlink_to("circle")
     for number in range(30):
@@ -92,12 +94,14 @@ def test_links_that_lead_in_circles_or_multiply_end(tmp_path: Path) -> None:
         assert directories_of(recording) == 1
 
 
+@pytest.mark.long
 def test_a_pattern_of_something_else_than_a_directory_is_reported(place: Path) -> None:
     (place / "file").touch()
     with watching(place / "file") as recording:
         until_sync(lambda: "is not a directory" in problem_of(recording))
 
 
+@pytest.mark.long
 def test_directories_are_watched_however_deep_they_are(place: Path) -> None:
     deep = place.joinpath(*["d"] * 150)
     with watching(place) as recording:
@@ -107,6 +111,7 @@ def test_directories_are_watched_however_deep_they_are(place: Path) -> None:
         recording.expect_file("created", deep / "file")
 
 
+@pytest.mark.long
 def test_directories_with_paths_that_are_too_long_to_be_opened_are_reported(place: Path) -> None:
     name, depth = "d" * 200, 25
     with watching(place) as recording:
@@ -123,6 +128,7 @@ def test_directories_with_paths_that_are_too_long_to_be_opened_are_reported(plac
         assert status.unwatched > 0
 
 
+@pytest.mark.long
 def test_users_cannot_take_the_last_quarter_of_the_watched_directories(place: Path) -> None:
     theirs, roots = place / "a-theirs", place / "b-roots"
     for directory in (theirs, roots):
@@ -142,6 +148,7 @@ def test_users_cannot_take_the_last_quarter_of_the_watched_directories(place: Pa
         recording.expect_file("created", roots / "new" / "file")
 
 
+@pytest.mark.long
 def test_a_directory_with_very_many_entries_is_read_in_little_memory(place: Path) -> None:
     mounting.mount("test", place, "tmpfs")
     try:
@@ -186,6 +193,7 @@ def test_a_user_who_creates_very_many_files_does_not_exhaust_the_watching_proces
         mounting.unmount(place)
 
 
+@pytest.mark.long
 def test_many_executables_at_once_all_have_their_hash(place: Path) -> None:
     contents = {f"program{number}": b"#!/bin/sh\n" + b"#" * number for number in range(300)}
     with watching(place) as recording:
@@ -193,7 +201,7 @@ def test_many_executables_at_once_all_have_their_hash(place: Path) -> None:
             for name, content in contents.items():
                 (place / name).write_bytes(content)
                 (place / name).chmod(0o755)
-        recording.expect(TABLE, 300, seconds=20, action="attributes")
+        recording.expect(TABLE, 300, action="attributes")
         found = {Path(row["path"]).name: row["sha256"] for row in recording.files(action="attributes")}
     assert found == {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
 

@@ -88,6 +88,7 @@ def test_all_that_changed_while_the_queue_was_full_is_found(recording: Watching,
     assert not [path for _, path in found(recording) if path.endswith("program/file")]
 
 
+@pytest.mark.long
 def test_directories_are_watched_where_they_are_after_a_loss(recording: Watching, place: Path, tmp_path: Path) -> None:
     with stopped_watcher():
         fill_queue(place)
@@ -105,6 +106,7 @@ def test_directories_are_watched_where_they_are_after_a_loss(recording: Watching
     assert not [row for row in recording.files() if (row["path"] or "").endswith("unseen")]
 
 
+@pytest.mark.long
 def test_events_are_read_while_directories_are_compared(recording: Watching, place: Path) -> None:
     with stopped_watcher():
         fill_queue(place)
@@ -142,6 +144,7 @@ def supervisor(tmp_path: Path, place: Path) -> Iterator[Supervisor]:
         watchers.close()
 
 
+@pytest.mark.long
 def test_the_gap_of_a_loss_begins_when_events_may_have_been_lost_and_not_when_that_is_noticed(
     supervisor: Supervisor, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

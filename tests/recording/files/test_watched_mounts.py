@@ -14,7 +14,7 @@ import pytest
 from children import exit_code, fork
 from mounting import SilentFuse, in_mount_namespace, needs_fuse
 from waiting import until_sync
-from watching import TABLE, directories_of, stopped_watcher, watching
+from watching import TABLE, Watching, directories_of, stopped_watcher, watching
 
 from zeek_agent.recording.files import fanotify
 from zeek_agent.recording.files.mount_table import MountTable
@@ -55,6 +55,12 @@ def btrfs(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", directory], check=True)
 
 
+def is_recorded(file: Path, recording: Watching) -> bool:
+    """Whether a file that is written to has been recorded with this process."""
+    file.write_text("x")
+    return bool(recording.files(path=str(file), action="written", pid=os.getpid()))
+
+
 def subvolume(*arguments: str | Path) -> None:
     subprocess.run(["btrfs", "subvolume", *arguments], check=True, capture_output=True)
 
@@ -77,6 +83,7 @@ def test_the_source_of_a_bind_mount_is_watched_only_while_it_is_mounted(
         assert not [row for row in recording.files() if row["path"].endswith("after")]
 
 
+@pytest.mark.long
 def test_files_that_are_on_a_mount_before_it_is_watched_are_found(place: Path, mounted: Path) -> None:
     with watching(place) as recording:
         with stopped_watcher():
@@ -86,6 +93,7 @@ def test_files_that_are_on_a_mount_before_it_is_watched_are_found(place: Path, m
         assert (row["found"], row["pid"], row["size"]) == (True, None, 1)
 
 
+@pytest.mark.long
 def test_a_second_mount_at_the_same_place_is_watched_and_the_first_one_again_after_it(
     place: Path, mounted: Path
 ) -> None:
@@ -112,6 +120,7 @@ def test_a_directory_that_a_mount_covered_is_watched_when_the_mount_is_gone(plac
         recording.expect_file("created", mounted / "below" / "file")
 
 
+@pytest.mark.long
 def test_changes_below_a_mount_over_the_watched_directory_are_still_seen(place: Path) -> None:
     (place / "below").mkdir()
     inside = os.open(place / "below", os.O_RDONLY)
@@ -128,6 +137,7 @@ def test_changes_below_a_mount_over_the_watched_directory_are_still_seen(place: 
             os.close(inside)
 
 
+@pytest.mark.long
 def test_subvolumes_of_btrfs_are_watched(btrfs: Path) -> None:
     place = btrfs / "watched"
     place.mkdir()
@@ -154,12 +164,30 @@ def test_a_whole_file_system_is_watched_again_when_it_is_mounted_again(mounted: 
         for turn in range(2):
             mounting.mount("test", mounted, "tmpfs")
 
-            def written(turn: int = turn) -> bool:
-                (mounted / f"file{turn}").write_text("x")
-                return bool(recording.files(path=str(mounted / f"file{turn}"), action="written"))
-
-            until_sync(written)
+            until_sync(lambda turn=turn: is_recorded(mounted / f"file{turn}", recording))
             mounting.unmount(mounted)
+
+
+@pytest.mark.long(kept=1)
+@pytest.mark.parametrize("is_whole", [False, True], ids=["its directories", "as a whole"])
+def test_a_file_system_is_watched_that_took_the_place_and_the_ids_of_one_before(
+    is_whole: bool, place: Path, mounted: Path
+) -> None:
+    mounting.mount("test", mounted, "tmpfs")
+    before = mounting.mount_line(mounted)
+    with watching("/nonexistent" if is_whole else place, filesystems=[mounted] * is_whole) as recording:
+        (mounted / "first").touch()
+        recording.expect_file("created", mounted / "first")
+        with stopped_watcher():
+            mounting.unmount(mounted)
+            for _ in range(100):
+                mounting.mount("test", mounted, "tmpfs")
+                if mounting.mount_line(mounted) == before:
+                    break
+                mounting.unmount(mounted)
+            else:
+                pytest.skip("the kernel does not use the ids of a mount again")
+        until_sync(lambda: is_recorded(mounted / "second", recording))
 
 
 def test_a_covered_mount_cannot_be_reached(tmp_path: Path) -> None:
@@ -205,6 +233,7 @@ def test_hundreds_of_mounts_upon_each_other_are_read(tmp_path: Path) -> None:
     assert [mount.number for mount in mounts] == [1, 3_000]
 
 
+@pytest.mark.long
 @needs_fuse
 def test_a_file_system_that_hangs_is_neither_entered_nor_asked(tmp_path: Path) -> None:
     place = tmp_path / "watched"
@@ -254,6 +283,7 @@ def test_what_is_mounted_since_the_mounts_were_read_is_not_asked(tmp_path: Path)
     assert fuse.requests == []
 
 
+@pytest.mark.long
 def test_an_overlay_in_another_mount_namespace_shows_the_process_of_the_container(place: Path, tmp_path: Path) -> None:
     lower, work, merged = tmp_path / "lower", tmp_path / "work", tmp_path / "merged"
     for each in (lower, work, merged):

@@ -118,7 +118,7 @@ def sleeping_in(*groups: Path) -> Iterator[int]:
             process.kill()
     finally:
         for group in reversed(made):
-            until_sync(lambda group=group: _removed(group), 10, f"{group} is in use")  # type: ignore[misc]
+            until_sync(lambda group=group: _removed(group), complaint=f"{group} is in use")  # type: ignore[misc]
 
 
 def _removed(group: Path) -> bool:
@@ -293,6 +293,7 @@ def test_excluded_processes_and_connections_are_not_recorded() -> None:
         assert not recording.events(TABLE, pid=nobody.pid, name="sleep")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("executions", [400, pytest.param(10_000, marks=pytest.mark.soak)])
 def test_every_exec_at_full_speed_is_there(executions: int) -> None:
     with Recording([processes := source()]) as recording:

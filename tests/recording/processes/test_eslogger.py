@@ -179,7 +179,7 @@ def test_processes_that_are_gone_after_a_loss_have_an_end(tmp_path: Path, messag
     later = line(messages.exit(process(501, "/bin/a"), 1))
     program = fake_eslogger(tmp_path, [write(first, *started, later)])
     with Recording([source(program, is_alive=lambda pid: pid != 401)]) as recording:
-        (stopped,) = recording.expect(TABLE, pid=401, state="stopped", seconds=10)
+        (stopped,) = recording.expect(TABLE, pid=401, state="stopped")
         assert (stopped["exit_code"], stopped["cmdline"]) == (None, "id")
 
 

@@ -158,6 +158,7 @@ def test_a_failed_exec_is_not_a_start(recording: Recording) -> None:
     assert not recording.events(TABLE, exe="/nonexistent")
 
 
+@pytest.mark.long
 @root
 @pytest.mark.parametrize(
     ("name", "count", "rate", "least_known"),
@@ -174,7 +175,7 @@ def test_every_start_and_stop_is_there_at_the_rate_that_the_backend_has_to_bear(
     """The executable of a process that is gone at once is in its audit record, or was looked up in time."""
     with Recording([source(name)]) as recording:
         pids = {pid for (pid,) in generate("exec", count, rate, "/bin/true", "argument")}
-        until_sync(lambda: all(pids <= found.keys() for found in ends(recording)), 20)
+        until_sync(lambda: all(pids <= found.keys() for found in ends(recording)))
         _, stopped = ends(recording)
     assert all(stopped[pid]["exit_code"] == 0 for pid in pids)
     known = [stopped[pid] for pid in pids if stopped[pid]["exe"] is not None]
@@ -262,6 +263,7 @@ os.kill(os.getpid(), 9)
 """
 
 
+@pytest.mark.long
 @root
 def test_own_audit_rules_are_removed_with_the_agent_even_after_a_crash() -> None:
     with AuditControl() as control:

@@ -166,6 +166,7 @@ class TimedPolling(SocketPolling):
         return any(opened <= begun and ended <= closed for begun, ended in self.rounds)
 
 
+@pytest.mark.long
 @root
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
 @pytest.mark.parametrize("number", [50, pytest.param(1_000, marks=pytest.mark.soak)])
@@ -203,6 +204,7 @@ def test_every_connection_of_50_ms_is_there_at_both_ends_with_its_process_if_a_w
         assert seen - known == set()
 
 
+@pytest.mark.long
 @root
 def test_connections_shorter_than_a_round_are_there_without_their_process() -> None:
     with Recording(sources("inet_diag")) as recording, server("127.0.0.1", 0.0) as (_, port):
@@ -216,6 +218,7 @@ def test_connections_shorter_than_a_round_are_there_without_their_process() -> N
         assert not recording.events(TABLE, remote_port=port, state="failed")
 
 
+@pytest.mark.long
 @root
 @pytest.mark.parametrize("number", [100, pytest.param(2_000, marks=pytest.mark.soak)])
 def test_every_connect_and_accept_is_audited_at_200_a_second(number: int) -> None:

@@ -78,7 +78,7 @@ class Outcome:
         self.is_late = mode == "late"
         inbound = flows + (self.is_late and flows)
         with suppress(AssertionError):  # some may be missing, which the tests judge
-            until_sync(lambda: len(self.read(recording, direction="inbound", state="established")) >= inbound, 5)
+            until_sync(lambda: len(self.read(recording, direction="inbound", state="established")) >= inbound)
         self.rows = self.read(recording)
 
     def read(self, recording: Recording, **wanted: object) -> list[Event]:
@@ -231,6 +231,7 @@ def test_a_process_that_only_looks_at_the_first_datagram_is_not_its_reader(
     assert (received["pid"], received["listener_stands_in"]) == (reader, False)
 
 
+@pytest.mark.long
 def test_each_of_several_readers_has_the_flows_that_it_read(recording: Recording) -> None:
     with bound_socket() as server:
         readers, ports = [], []
@@ -313,6 +314,7 @@ def test_a_child_that_sends_from_its_parents_connected_socket_is_the_sender(reco
     assert (sent["pid"], closed["pid"]) == (sender, sender)
 
 
+@pytest.mark.long
 def test_a_sender_is_found_among_many_descriptors(recording: Recording) -> None:
     def send_from(descriptor: int) -> None:
         os.dup2(client.fileno(), descriptor)
@@ -329,6 +331,7 @@ def test_a_sender_is_found_among_many_descriptors(recording: Recording) -> None:
     assert sent["pid"] == sender
 
 
+@pytest.mark.long
 def test_a_late_accept_is_a_marked_correction_and_the_end_agrees(recording: Recording) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
         port = client.getsockname()[1]
@@ -457,7 +460,7 @@ def test_a_connection_that_began_before_recording_is_outbound(outcome: str) -> N
                 server.accept()[0].close()
             else:
                 server.close()
-            (row,) = recorder.expect(TABLE, local_port=port, state=outcome, seconds=10)
+            (row,) = recorder.expect(TABLE, local_port=port, state=outcome)
             others = recorder.events(TABLE, local_port=port)
     assert (row["direction"], row["pid"], row["listener_stands_in"]) == ("outbound", os.getpid(), False)
     assert others == [row]
@@ -582,6 +585,7 @@ def extension(following: int, units: int = 0) -> bytes:
     return bytes([following, units, 1, 4 + 8 * units]) + bytes(4 + 8 * units)
 
 
+@pytest.mark.long
 def test_fragments_of_a_datagram_are_one_flow(recording: Recording) -> None:
     with bound_socket(socket.AF_INET6) as server:
         target = server.getsockname()[1]

@@ -191,6 +191,7 @@ def test_udp_flows_have_the_payload_of_their_datagrams(
     assert (sent["receive_drops"], answered["receive_drops"]) == (0, 0)
 
 
+@pytest.mark.long
 def test_datagrams_that_found_the_receive_buffer_full_are_counted(recording: Recording) -> None:
     with datagrams(socket.AF_INET) as (client, server):
         server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -225,9 +226,7 @@ def test_each_flow_of_a_server_ends_with_what_it_carried(monkeypatch: pytest.Mon
                 ports.append(other.getsockname()[1])
         local = server.getsockname()[1]
         for number, port in enumerate(ports, 1):
-            (row,) = recording.expect(
-                TABLE, seconds=15, state="expired", direction="inbound", local_port=local, remote_port=port
-            )
+            (row,) = recording.expect(TABLE, state="expired", direction="inbound", local_port=local, remote_port=port)
             assert counts(row) == (number, number * 100)
             assert (row["pid"], row["packets_received"]) == (os.getpid(), 1)
             assert row["time"] < time.time()
@@ -237,6 +236,7 @@ def in_two_minutes() -> int:
     return time_since_boot() + 120_000_000_000
 
 
+@pytest.mark.long
 def test_connections_that_stay_open_have_rows_with_what_they_carried_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     interval = 0.5
     monkeypatch.setattr(ebpf_sockets, "_SWEEP_NS", 0)
@@ -262,8 +262,8 @@ def test_connections_that_stay_open_have_rows_with_what_they_carried_so_far(monk
         thread.start()
         try:
             port = client.getsockname()[1]
-            first, second = recording.expect(TABLE, 2, seconds=20, state="active", local_port=port)[:2]
-            datagram = recording.expect(TABLE, seconds=20, state="active", local_port=talker.getsockname()[1])[0]
+            first, second = recording.expect(TABLE, 2, state="active", local_port=port)[:2]
+            datagram = recording.expect(TABLE, state="active", local_port=talker.getsockname()[1])[0]
         finally:
             stop.set()
             thread.join()

@@ -53,7 +53,7 @@ def recording(journal: PrivateJournal) -> Iterator[Recording]:
 
 
 def logged(recording: Recording, message: str) -> Event:
-    (event,) = recording.expect(TABLE, message=message, seconds=10)
+    (event,) = recording.expect(TABLE, message=message)
     return event
 
 
@@ -110,7 +110,7 @@ def test_entries_from_before_the_first_start_are_not_replayed(journal: PrivateJo
 def test_any_bytes_arrive_as_they_are(journal: PrivateJournal, recording: Recording, message: bytes) -> None:
     before = len(recording.events(TABLE, message=from_bytes(message)))
     journal.write(MESSAGE=message, PRIORITY=5)
-    event = recording.expect(TABLE, count=before + 1, message=from_bytes(message), seconds=10)[-1]
+    event = recording.expect(TABLE, count=before + 1, message=from_bytes(message))[-1]
     assert to_bytes(event["message"]) == message
 
 
@@ -125,7 +125,7 @@ def test_fields_set_by_programs_are_not_trusted(journal: PrivateJournal, recordi
 @root
 def test_the_first_value_of_a_repeated_field_counts(journal: PrivateJournal, recording: Recording) -> None:
     journal.write(("MESSAGE", "one of two"), ("MESSAGE", "two of two"), PRIORITY=1)
-    recorded = recording.expect(TABLE, level="1", seconds=10)
+    recorded = recording.expect(TABLE, level="1")
     assert [event["message"] in {"one of two", "two of two"} for event in recorded] == [True]
 
 
@@ -135,7 +135,7 @@ def test_a_long_message_is_cut_between_characters(
     journal: PrivateJournal, recording: Recording, character: str
 ) -> None:
     journal.write(MESSAGE=character * (150_000 // len(character.encode())), SYSLOG_IDENTIFIER=f"long {character!r}")
-    (event,) = recording.expect(TABLE, identifier=f"long {character!r}", seconds=10)
+    (event,) = recording.expect(TABLE, identifier=f"long {character!r}")
     assert MESSAGE_BYTES - 2 <= len(event["message"].encode()) <= MESSAGE_BYTES
     assert set(event["message"]) == {character}
 

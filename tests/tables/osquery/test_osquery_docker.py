@@ -283,7 +283,7 @@ async def test_changed_files_and_resources_are_those_of_docker(db: Database, ask
     arguments = ("-d", "--name", "four", "-v", "/usr:/usr:ro", "--entrypoint", "/bin/sh", "tests/tiny:1", "-c", script)
     identifier = asked_engine.docker("run", *arguments)
     try:
-        await until(lambda: "D /etc" in asked_engine.docker("diff", "four"), 10)
+        await until(lambda: "D /etc" in asked_engine.docker("diff", "four"))
         found = await rows(db, f"SELECT * FROM docker_container_fs_changes WHERE id = '{identifier}'")
         assert {f"{row['change_type']} {row['path']}" for row in found} == {
             *asked_engine.docker("diff", "four").splitlines()

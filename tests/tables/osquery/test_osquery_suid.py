@@ -33,20 +33,30 @@ def program(path: Path, mode: int, uid: int = 0, gid: int = 0) -> Path:
     return path
 
 
-def test_the_programs_are_those_that_find_lists() -> None:
-    directories = [path for path in set_id_programs.DIRECTORIES if path != "/tmp"]
-    found = rows_of("SELECT * FROM suid_bin WHERE path NOT LIKE '/tmp/%' ORDER BY path")
-    command = ["find", "-H", *directories, "-perm", "/6000", "-printf", "%p\t%u\t%g\t%m\t%Y\n"]
+def test_the_programs_are_those_that_find_lists(place: Path) -> None:
+    modes = [special | usual for special in (0, 0o1000, 0o2000, 0o4000, 0o6000, 0o7000) for usual in (0, 0o644, 0o755)]
+    for number, mode in enumerate(modes):
+        directory = place / str(number % 3) / "below" / str(number % 2)
+        program(directory / f"{mode:o}", mode, uid=number % 4, gid=number % 5)
+        (directory / f"{mode:o} link").symlink_to(f"{mode:o}")
+        (directory / f"{mode:o} directory").mkdir()
+        (directory / f"{mode:o} directory").chmod(mode)
+    command = ["find", place, "-perm", "/6000", "-type", "f", "-printf", "%p\t%u\t%g\t%m\n"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     expected = []
     for line in sorted(lines):
-        path, user, group, mode, kind = line.split("\t")
-        bits = {"4": "S", "2": "G", "6": "SG"}[mode[-4]]
-        if kind == "f" and not Path(path).is_symlink():
-            expected.append({"path": path, "username": user, "groupname": group, "permissions": bits})
+        path, user, group, mode = line.split("\t")
+        bits = "S" * (mode[-4] in "467") + "G" * (mode[-4] in "267")
+        expected.append({"path": path, "username": user, "groupname": group, "permissions": bits})
+    found = rows_of("SELECT * FROM suid_bin ORDER BY path")
     assert [row for row in found if not Path(row["path"]).is_symlink()] == expected
-    assert "/usr/bin/passwd" in [row["path"] for row in found]
-    assert "/bin/passwd" in [row["path"] for row in found]
+    assert len(expected) == len(found) / 2 == 12
+
+
+def test_passwd_is_found_in_both_directories_that_lead_to_it() -> None:
+    for directory in ("/usr/bin", "/bin"):
+        row = {"path": f"{directory}/passwd", "username": "root", "groupname": "root", "permissions": "S"}
+        assert rows_of(f"SELECT * FROM suid_bin WHERE path = '{directory}/passwd'") == [row]
 
 
 def test_programs_appear_and_vanish(place: Path) -> None:

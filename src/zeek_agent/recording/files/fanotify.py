@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Final, NamedTuple
 
+ACCESS: Final = 0x0000_0001
+"""In no mark here."""
 ATTRIB: Final = 0x0000_0004
 CLOSE_WRITE: Final = 0x0000_0008
 MOVED_FROM: Final = 0x0000_0040

@@ -58,6 +58,19 @@ class FanotifyGroups:
                     self.in_use.append(descriptor)
                 return
 
+    def has_mark(self, flags: int, directory: int, file_system: bytes) -> bool:
+        """Whether the kernel still has the mark of an open directory, or of its file system."""
+        group = self._by_file_system.get(file_system)
+        if group is None:
+            return False
+        try:
+            fanotify.mark(group, flags | fanotify.MARK_REMOVE, fanotify.ACCESS, directory)  # removes nothing
+        except OSError as error:
+            if error.errno == errno.ENOENT:
+                return False
+            raise
+        return True
+
     def forget(self, file_system: bytes) -> None:
         """Note that a file system is gone, and the kernel has removed its marks."""
         self._by_file_system.pop(file_system, None)

@@ -35,6 +35,8 @@ _PATH_BYTES_PER_DIRECTORY: Final = 200
 _MISSED_MAX: Final = 10_000
 """Directories that could not be marked and are counted once each."""
 _LINKS_MAX: Final = 40
+_SAMPLES: Final = 4
+"""Directories whose marks show whether their file system is still the one that was marked."""
 _PROGRAMS_SHARE: Final = 0.5
 """Of the memory for names, because directories of programs have most of them."""
 _SHOWN_MAX: Final = 300
@@ -335,8 +337,11 @@ class WatchedDirectories:
         Returns the places where mounts are gone, so that other directories have appeared.
         """
         gone = self.mounts.read()
+        lost = self._without_marks()
+        devices = {self._devices[identity] for identity in lost}
+        gone += [mount for mount in self.mounts if mount.device in devices]
         self._entered.difference_update(mount.number for mount in gone)
-        for identity in [one for one, device in self._devices.items() if not self.mounts.has_device(device)]:
+        for identity in lost:
             del self._devices[identity]
             self._whole.discard(identity)
             self._groups.forget(identity)
@@ -349,6 +354,42 @@ class WatchedDirectories:
                 if is_elsewhere and not self._leads_to(path, key):  # it was seen through a bind mount
                     self._unmark(key)
         return [mount.place for mount in gone]
+
+    def _without_marks(self) -> list[bytes]:
+        """The ids in keys of the file systems that have been unmounted since they were marked.
+
+        A file system that was mounted again between two readings may have the ids that it had before, but no marks.
+        """
+        samples: dict[bytes, list[bytes]] = {identity: [] for identity in self._devices}
+        for key in (*self._paths, *self._waypoints):
+            if len(keys := samples.setdefault(fanotify.key_file_system(key), [])) < _SAMPLES:
+                keys.append(key)
+        return [
+            identity
+            for identity, device in self._devices.items()
+            if not self.mounts.has_device(device) or not self._has_marks(identity, samples[identity])
+        ]
+
+    def _has_marks(self, identity: bytes, keys: Sequence[bytes]) -> bool:
+        """Whether the kernel has the mark of a file system, or of one of these directories in it."""
+        with MountDescriptors(self) as mounts:
+            try:
+                root = mounts.descriptor(identity)
+            except OSError:
+                return True  # a covered one keeps its marks
+            if identity in self._whole and not self._groups.has_mark(fanotify.MARK_FILESYSTEM, root, identity):
+                return False
+            return not keys or any(self._has_mark(key, mounts) for key in keys)
+
+    def _has_mark(self, key: bytes, mounts: MountDescriptors) -> bool:
+        try:
+            opened = self.opened(key, _OPEN, mounts)
+        except OSError as error:
+            return error.errno not in _GONE
+        try:
+            return self._groups.has_mark(0, opened, fanotify.key_file_system(key))
+        finally:
+            os.close(opened)
 
     def _device(self, key: bytes) -> bytes | None:
         return self._devices.get(fanotify.key_file_system(key))
