@@ -278,6 +278,17 @@ async def test_a_stopped_worker_is_killed_and_a_stopped_zygote_replaced(
         assert not is_running(zygote)
 
 
+async def test_a_zygote_that_loads_slowly_is_left_to_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with contained(tmp_path) as database:
+        with monkeypatch.context() as patched:
+            patched.setattr(pool_module, "START_SECONDS", 0.001)
+            for _ in range(3):
+                with pytest.raises(SqlError, match=r"not ready after 0\.001 s"):
+                    await database.query("SELECT 1")
+        assert (await database.query("SELECT 1")).rows == [(1,)]
+        assert database.pool.zygote_starts == 1
+
+
 @pytest.mark.long
 async def test_signals_for_the_whole_service_are_the_agents_alone(tmp_path: Path) -> None:
     """A service manager sends SIGTERM to all processes, a terminal SIGINT: statements go on until the agent ends."""

@@ -50,7 +50,7 @@ WORKER_IDLE_SECONDS: Final = 20.0
 ZYGOTE_IDLE_SECONDS: Final = 300.0
 """The zygote ends so long after the last worker: it costs about 17 MB, and a new one takes 150 ms."""
 START_SECONDS: Final = 20.0
-"""A worker that is not ready by then is killed; the zygote's start is included."""
+"""A worker that is not ready by then is killed, and so is a zygote that has answered before."""
 SECOND_WORKER_SECONDS: Final = 1.0
 """A recipient's second snapshot worker is started once the first has been busy that long."""
 SHUTDOWN_SECONDS: Final = 0.5
@@ -451,7 +451,7 @@ class WorkerPool:
         except (WorkerLostError, TimeoutError) as error:
             if worker is not None:
                 worker.kill(KillCause.CRASH)
-            elif isinstance(error, TimeoutError) and self._zygote is not None:
+            elif isinstance(error, TimeoutError) and self._zygote is not None and not self._zygote.may_be_loading():
                 self._zygote.kill()
             reason = str(error) or f"not ready after {START_SECONDS:g} s"
             raise SqlError(f"cannot start a worker process: {reason}") from error

@@ -10,9 +10,10 @@ import logging
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from zeek_agent.containment import channel, messages, own_code
 from zeek_agent.containment.channel import ChannelError
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     import msgspec
 
 log = logging.getLogger(__name__)
+
+LOADING_SECONDS: Final = 120.0
+"""An overloaded host may take that long to load the zygote. Killed before, it would begin anew each time."""
 
 
 class WorkerLostError(Exception):
@@ -44,6 +48,7 @@ class Zygote:
         self._on_exit = on_exit
         self._on_loss = on_loss
         self._starting: dict[int, asyncio.Future[tuple[int, int]]] = {}
+        self._loaded_by: float | None = time.monotonic() + LOADING_SECONDS
         self._loop = asyncio.get_running_loop()
         own, theirs = channel.pair()
         try:
@@ -73,6 +78,10 @@ class Zygote:
     def is_running(self) -> bool:
         """Whether it has not ended; its workers end with it."""
         return self._process.poll() is None
+
+    def may_be_loading(self) -> bool:
+        """Whether it has not answered yet, and has not had much time to."""
+        return self._loaded_by is not None and time.monotonic() < self._loaded_by
 
     async def start(self, spawn: Spawn) -> Started:
         """Start a worker. Raises WorkerLostError."""
@@ -136,6 +145,7 @@ class Zygote:
         message: msgspec.Struct = messages.decode_from_zygote(body)
         match message:
             case Spawned() if len(descriptors) == 1:
+                self._loaded_by = None
                 answer = self._starting.get(message.worker)
                 if answer is not None and not answer.done():
                     answer.set_result((message.pid, descriptors[0]))
