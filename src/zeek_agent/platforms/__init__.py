@@ -42,6 +42,8 @@ class Platform(ABC):
     """Whether SQL runs in worker processes with their own privileges and limits; otherwise in the agent's process."""
     reuses_addresses: ClassVar[bool] = True
     """Whether SO_REUSEADDR only permits to listen where old connections linger; Windows lets others take the port."""
+    renames_open_files: ClassVar[bool] = True
+    """Whether a file can be renamed and removed while a program has it open."""
     has_owner_ids: ClassVar[bool] = True
     """Whether files and processes have numeric owners and modes."""
 

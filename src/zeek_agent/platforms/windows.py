@@ -35,6 +35,7 @@ class Windows(Platform):
     has_root = False
     ignores_case = True
     path_start = "a drive, such as C:\\"
+    renames_open_files = False
     has_owner_ids = False
     reuses_addresses = False
 
