@@ -19,9 +19,10 @@ import subprocess
 import sys
 import sysconfig
 import threading
+import time
 import tomllib
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
@@ -40,6 +41,8 @@ TOOLS = ("pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "communityi
 """Packages of the development group that the tests need; their bounds are those of pyproject.toml."""
 WINDOWS_ONLY = ("colorama",)
 """What packages require on Windows only: pip decides by the system that it runs on."""
+
+_POLL_SECONDS = 0.5
 
 SERVICES = (
     ("", "ServicesPipeTimeout", "REG_DWORD", "60000"),
@@ -117,17 +120,26 @@ def run_python(
     return run(["wine", str(PYTHON / "python.exe"), *arguments], environment, seconds=seconds, cwd=cwd)
 
 
-def run_into(output: TextIO, arguments: Sequence[str], seconds: float) -> int | None:
-    """The same with its output in a file; returns the exit code, None if it had to be ended."""
-    with start_python(arguments) as process:
+def run_into(
+    output: TextIO,
+    arguments: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    *,
+    is_over: Callable[[], bool],
+) -> int | None:
+    """The same with its output in a file; returns the exit code, None if it had to be ended because `is_over`."""
+    with start_python(arguments, environment) as process:
         assert process.stdout is not None
-        copying = threading.Thread(target=shutil.copyfileobj, args=(process.stdout, output, 1))
+        copying = threading.Thread(target=output.writelines, args=(process.stdout,))
         copying.start()
         try:
-            return process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return None
+            while process.poll() is None:
+                if is_over():
+                    process.kill()
+                    process.wait()
+                    return None
+                time.sleep(_POLL_SECONDS)
+            return process.returncode
         finally:
             copying.join()
 
