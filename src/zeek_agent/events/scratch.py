@@ -21,7 +21,7 @@ class ScratchDirectory:
         base = _base() if base is None else base
         for left in base.glob(f"{_PREFIX}*"):
             _remove_if_left(left)
-        self.path: Final = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+        self.path: Final = platforms.HERE.make_temporary_directory(_PREFIX, base)
         self._lock = platforms.HERE.lock_directory(self.path)
 
     def close(self) -> None:

@@ -209,6 +209,12 @@ class Platform(ABC):
         An existing one is left as it is. Where modes decide, `mode` does. Raises OSError.
         """
 
+    def make_temporary_directory(self, prefix: str, base: Path) -> Path:
+        """Create such a directory in `base`, with a name that begins with the prefix. Raises OSError."""
+        import tempfile
+
+        return Path(tempfile.mkdtemp(prefix=prefix, dir=base))
+
     @abstractmethod
     def open_private(self, file: Path, flags: int) -> int:
         """open(2), where a new file can be opened by this user and administrators only; an existing one stays as it is.

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 import signal
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
@@ -183,6 +184,13 @@ class Windows(Platform):
             except FileExistsError:
                 if not each.is_dir():
                     raise
+
+    def make_temporary_directory(self, prefix: str, base: Path) -> Path:
+        from zeek_agent.platforms.winapi import security
+
+        directory = base / f"{prefix}{secrets.token_hex(16)}"
+        security.create_directory(directory, security.PRIVATE_DIRECTORY.format(user=security.user_sid()))
+        return directory
 
     def open_private(self, file: Path, flags: int) -> int:
         """A file never exists without its list, which would let others keep it open."""
