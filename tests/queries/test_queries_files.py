@@ -146,7 +146,7 @@ async def test_a_deleted_file_is_reported_while_another_is_not_readable(rig: Rig
     (rig.directory / "secret").write_text("never\n")
     await rig.install(zeek, rig.lines())
     (rig.directory / "a").unlink()
-    assert await zeek.next() == [(DELETE, (f"{rig.directory}/a", b"first"))]
+    assert await zeek.next() == [(DELETE, (str(rig.directory / "a"), b"first"))]
 
 
 async def test_lines_beyond_a_limit_are_not_removed_and_new_ones_before_it_are_added(rig: Rig) -> None:

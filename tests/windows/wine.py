@@ -85,8 +85,12 @@ def set_up() -> None:
     """Make what is missing. Raises SystemExit that names what the system lacks."""
     _require_programs()
     stamp = KEPT / "ready"
-    if stamp.exists():
-        return
+    if not stamp.exists():
+        _make(stamp)
+    _start_server()
+
+
+def _make(stamp: Path) -> None:
     shutil.rmtree(KEPT, ignore_errors=True)
     PYTHON.mkdir(parents=True)
     _say("downloading Windows' Python and wheels")
@@ -107,6 +111,19 @@ def set_up() -> None:
         run(["wine", "reg", "add", control + key, "/v", name, "/t", kind, "/d", value, "/f"])
     end()
     stamp.write_text(CONTENTS)
+
+
+def _start_server() -> None:
+    """Start Wine's server and services, which would otherwise keep the output of the first program open."""
+    for command in (["wineserver", "--persistent"], ["wine", "cmd", "/c", "exit"]):
+        subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=_environment(),
+            check=False,
+        )
 
 
 def run_python(
