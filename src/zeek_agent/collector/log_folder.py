@@ -10,7 +10,6 @@ symbolic link is followed. Windows has no such functions, and the path counts.
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from zeek_agent import ownership
+from zeek_agent import ownership, platforms
 
 _BY_DESCRIPTOR: Final = os.listdir in os.supports_fd and os.unlink in os.supports_dir_fd
 _FLAGS: Final = ownership.open_flags("NOFOLLOW", "NONBLOCK", "CLOEXEC", "BINARY", "NOINHERIT")
@@ -77,10 +76,7 @@ class LogFolder:
 
     def system_bytes(self) -> int:
         """Size of the file system."""
-        if self.descriptor is None:
-            return shutil.disk_usage(self.path).total
-        system = os.fstatvfs(self.descriptor)
-        return system.f_blocks * system.f_frsize
+        return platforms.HERE.file_system_bytes(self.path if self.descriptor is None else self.descriptor)
 
     def _at(self, name: str) -> str:
         return name if self.descriptor is not None else str(self.path / name)

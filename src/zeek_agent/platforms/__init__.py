@@ -234,6 +234,10 @@ class Platform(ABC):
     def sync_directory(self, directory: Path) -> None:
         """Have the names in a directory on the disk, where a program can see to that. Raises OSError."""
 
+    @abstractmethod
+    def file_system_bytes(self, place: Path | int) -> int:
+        """Size of the file system of a path or, where that is possible, of an open directory. Raises OSError."""
+
     # The program
 
     @abstractmethod

@@ -213,10 +213,15 @@ class Windows(Platform):
     def sync_directory(self, directory: Path) -> None:
         """Nothing: the file system's journal has the names in order."""
 
-    def new_event_loop(self) -> asyncio.AbstractEventLoop:
-        from zeek_agent.platforms.windows_loop import WindowsLoop
+    def file_system_bytes(self, place: Path | int) -> int:
+        import shutil
 
-        return WindowsLoop()
+        return shutil.disk_usage(place).total
+
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        from zeek_agent.platforms import windows_loop
+
+        return windows_loop.new_loop()
 
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
         import asyncio
