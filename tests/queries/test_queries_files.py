@@ -11,6 +11,7 @@ import pytest
 from asking import Agent
 from recipients import Recorder
 from test_queries import ADD, DELETE, SCHEDULE
+from waiting import PATIENCE
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings, EventSettings, LimitSettings
@@ -45,7 +46,7 @@ class Rig:
     async def runs(self, times: int = 2) -> None:
         """Wait until the query has run that many times more."""
         goal = self.installed.runs + times
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(10 * PATIENCE):
             while self.installed.runs < goal:
                 await asyncio.sleep(0.005)
 

@@ -50,6 +50,9 @@ SERVICES = (
 )
 """Values of the registry for services: the time to start, in milliseconds, and where to import the agent from."""
 
+UNWANTED = ("api-ms-", "_wmi.")
+"""Parts of the C runtime, which Wine has itself, and a module that calls what Wine lacks."""
+
 STUB = r"""
 #include <windows.h>
 int wmain(int argc, wchar_t **argv)
@@ -261,7 +264,7 @@ def _unpack_interpreter() -> None:
         for name in archive.namelist():
             file = Path(name)
             is_wanted = file.parent.name == "deploy_libs" and file.suffix in {".dll", ".pyd"}
-            if is_wanted and not file.name.startswith("api-ms-"):  # parts of the C runtime, which Wine has itself
+            if is_wanted and not file.name.startswith(UNWANTED):
                 place = PYTHON / ("DLLs" if file.suffix == ".pyd" else ".") / file.name
                 place.write_bytes(archive.read(name))
     library = Path(sysconfig.get_path("stdlib"))
