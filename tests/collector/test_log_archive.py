@@ -111,7 +111,8 @@ def test_a_rotated_log_is_compressed_and_keeps_mode_and_time(tmp_path: Path) -> 
     compressed = (tmp_path / f"{NAME}.gz").read_bytes()
     assert gzip.decompress(compressed) == CONTENT
     assert int.from_bytes(compressed[4:8], "little") == int(written.st_mtime)
-    assert stat.S_IMODE((tmp_path / f"{NAME}.gz").stat().st_mode) == 0o640
+    if platforms.HERE.has_owner_ids:
+        assert stat.S_IMODE((tmp_path / f"{NAME}.gz").stat().st_mode) == 0o640
     assert made.stats == ArchiveStats(files=1, stored_bytes=len(compressed), compressed=1)
 
 
@@ -476,9 +477,9 @@ def test_removals_in_a_flood_are_reported_together(
 
 
 def test_without_a_limit_of_the_operators_a_tenth_of_the_file_system_is_used(tmp_path: Path) -> None:
-    system = os.statvfs(tmp_path)
+    whole = platforms.HERE.file_system_bytes(tmp_path)
     made = archive(tmp_path, total_bytes=None)
-    assert made.stats.limit_bytes == min(max(system.f_blocks * system.f_frsize // 10, 64 << 20), 10 << 30)
+    assert made.stats.limit_bytes == min(max(whole // 10, 64 << 20), 10 << 30)
     assert archive(tmp_path, total_bytes=0).stats.limit_bytes == 0
 
 
