@@ -59,6 +59,7 @@ TESTS: dict[str, str] = {
     f"{_DIFFERENCES}::test_values_that_are_masked_later_are_not_reported_as_gone": _WORKERS,
     f"{_DIFFERENCES}::test_what_was_not_delivered_is_reported_again": _WORKERS,
     "tests/masking/test_log_messages.py::test_the_time_for_a_hostile_message_is_bounded": _RESOURCE,
+    "tests/masking/test_masking.py::test_the_time_for_a_hostile_line_is_bounded": _RESOURCE,
     "tests/queries/test_event_delivery_with_kills.py::test_event_workers_are_killed_at_any_time": _WORKERS,
     "tests/queries/test_queries_files.py::test_rows_of_a_file_that_is_no_longer_readable_are_not_removed": _LINKS,
     "tests/results/test_results_memory.py::test_memory_is_bounded_when_all_of_a_large_result_changes": _RESOURCE,
