@@ -46,11 +46,17 @@ TESTS: dict[str, str] = {
         ),
         "forks, or changes the owners of files",
     ),
+    f"{_ARCHIVE}::test_the_total_size_holds_in_a_flood[20000]": (
+        "makes thousands of files: more than three minutes under Wine on a busy machine"
+    ),
     "tests/collector/test_osquery_pack.py::test_a_configuration_names_no_files_outside_of_its_directory": _LINKS,
     "tests/collector/test_osquery_pack.py::test_only_regular_files_of_a_bounded_size_are_read": _PIPES,
     "tests/database/test_event_copies.py::test_a_store_whose_file_is_being_replaced_is_waited_for": _RENAMES,
     "tests/database/test_osquery_functions.py::test_the_functions_work_in_worker_processes": _WORKERS,
     "tests/events/test_events_blocked.py::test_a_crash_at_any_step_of_the_replacement_leaves_every_row": _RENAMES,
+    "tests/events/test_events.py::test_only_the_owner_can_read_the_file": (
+        "expects that a new file inherits its directory's access list, which Wine 8 does not do"
+    ),
     f"{_DIFFERENCES}::test_a_result_over_the_budget_is_a_clear_error_and_others_go_on": _WORKERS,
     f"{_DIFFERENCES}::test_a_second_identical_query_has_a_result_of_its_own_that_ends_with_it": _WORKERS,
     f"{_DIFFERENCES}::test_changes_are_reported_once_and_over_a_restart": _WORKERS,
