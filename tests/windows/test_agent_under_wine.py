@@ -87,7 +87,7 @@ def running(directory: Path) -> Iterator[WindowsAgent]:
         yield agent
     finally:
         agent.process.kill()
-        agent.process.wait()
+        agent.process.communicate()
 
 
 def log_of_linux(name: str, directory: Path) -> bytes:

@@ -45,7 +45,7 @@ WINDOWS_ONLY = ("colorama",)
 _POLL_SECONDS = 0.5
 
 SERVICES = (
-    ("", "ServicesPipeTimeout", "REG_DWORD", "300000"),
+    ("", "ServicesPipeTimeout", "REG_SZ", "300000"),
     (r"\Session Manager\Environment", "PYTHONPATH", "REG_SZ", "Z:" + str(ROOT / "src").replace("/", "\\")),
 )
 """Values of the registry for services: the time to start, in milliseconds, and where to import the agent from."""
