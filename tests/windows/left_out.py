@@ -29,6 +29,9 @@ FILES: dict[str, str] = {
 
 _DIFFERENCES = "tests/queries/test_difference_strategy.py"
 _ARCHIVE = "tests/collector/test_log_archive.py"
+_HOSTS = "tests/collector/test_collector_hosts.py"
+_WRITER = "tests/collector/test_log_writer.py"
+_CONTROL = "tests/control/test_control.py"
 _PROGRAM = "tests/collector/test_collector_program.py"
 
 TESTS: dict[str, str] = {
@@ -49,8 +52,47 @@ TESTS: dict[str, str] = {
     f"{_ARCHIVE}::test_the_total_size_holds_in_a_flood[20000]": (
         "makes thousands of files: more than three minutes under Wine on a busy machine"
     ),
+    **dict.fromkeys(
+        (
+            f"{_HOSTS}::test_a_file_of_somebody_else_is_named_and_left_alone",
+            f"{_HOSTS}::test_a_pipe_that_replaces_the_file_does_not_hold_up_the_collector",
+            f"{_HOSTS}::test_the_file_is_not_read_through_a_link",
+        ),
+        "makes links, pipes or sockets of POSIX",
+    ),
+    **dict.fromkeys(
+        (
+            f"{_HOSTS}::test_the_file_has_the_mode_of_the_logs",
+            f"{_WRITER}::test_a_leftover_that_everybody_could_read_is_narrowed",
+            f"{_WRITER}::test_logs_are_private_whatever_the_umask_rotated_ones_too",
+        ),
+        "expects file modes",
+    ),
+    f"{_WRITER}::test_a_log_that_was_taken_away_is_opened_again": _RENAMES,
+    f"{_WRITER}::test_times_in_headers_and_names_are_local": "sets the time zone as on POSIX",
+    "tests/collector/test_collector_summary.py::test_a_reader_that_went_away_ends_it_quietly": (
+        "closes a pipe; Windows reports that as an invalid argument"
+    ),
     "tests/collector/test_osquery_pack.py::test_a_configuration_names_no_files_outside_of_its_directory": _LINKS,
     "tests/collector/test_osquery_pack.py::test_only_regular_files_of_a_bounded_size_are_read": _PIPES,
+    **dict.fromkeys(
+        (
+            f"{_CONTROL}::test_a_client_sends_several_requests_on_one_connection",
+            f"{_CONTROL}::test_a_client_that_disconnects_aborts_its_answer",
+            f"{_CONTROL}::test_a_client_that_does_not_read_is_bounded_and_disconnected",
+            f"{_CONTROL}::test_a_fault_in_an_answer_does_not_end_the_connection",
+            f"{_CONTROL}::test_a_path_longer_than_the_systems_limit_works",
+            f"{_CONTROL}::test_a_stale_socket_is_replaced",
+            f"{_CONTROL}::test_an_obstacle_at_the_path_is_named",
+            f"{_CONTROL}::test_connections_are_bounded",
+            f"{_CONTROL}::test_malformed_input_is_answered_and_the_connection_kept",
+            f"{_CONTROL}::test_nobody_there_is_an_error_of_its_own",
+            f"{_CONTROL}::test_requests_may_be_sent_ahead",
+            f"{_CONTROL}::test_stop_ends_clients_and_removes_the_socket",
+            f"{_CONTROL}::test_the_socket_is_its_owners_unless_a_group_is_given",
+        ),
+        "uses the Unix socket itself, or uids",
+    ),
     "tests/database/test_event_copies.py::test_a_store_whose_file_is_being_replaced_is_waited_for": _RENAMES,
     "tests/database/test_osquery_functions.py::test_the_functions_work_in_worker_processes": _WORKERS,
     "tests/events/test_events_blocked.py::test_a_crash_at_any_step_of_the_replacement_leaves_every_row": _RENAMES,
