@@ -43,13 +43,17 @@ Path(r"C:\ProgramData\ZeekAgent\zeek-agent.toml").write_text(
 print("installed", services.state(NAME), flush=True)
 services.start(NAME, 400)
 print("started", services.state(NAME), flush=True)
-for _ in range(60):
+for _ in range(300):
     if program.run_command(["status"]) == 0:
         break
     time.sleep(1)
 services.stop(NAME, 200)
 print("stopped", services.state(NAME), flush=True)
 assert program.run_command(["service", "remove", "--purge"]) == 0
+for _ in range(60):  # until nobody has a handle of it
+    if services.state(NAME) is None:
+        break
+    time.sleep(1)
 print("removed", services.state(NAME), flush=True)
 """
 
