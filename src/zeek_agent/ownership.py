@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 
-def _flags(*names: str) -> int:
+def open_flags(*names: str) -> int:
     """Flags of open(2), those of them that this system has."""
     return reduce(or_, (getattr(os, f"O_{name}", 0) for name in names))
 
@@ -36,10 +36,10 @@ LINKS_MAX: Final = 40
 
 _CAN_WALK: Final = hasattr(os, "O_PATH")
 """On other systems only the file itself is checked."""
-_DIRECTORY: Final = _flags("PATH", "DIRECTORY", "CLOEXEC")
-_LOOK: Final = _flags("PATH", "NOFOLLOW", "CLOEXEC")
-_APPEND: Final = _flags("WRONLY", "APPEND", "CLOEXEC", "BINARY")
-_UNAMBIGUOUS: Final = _flags("NOFOLLOW", "NONBLOCK")
+_DIRECTORY: Final = open_flags("PATH", "DIRECTORY", "CLOEXEC")
+_LOOK: Final = open_flags("PATH", "NOFOLLOW", "CLOEXEC")
+_APPEND: Final = open_flags("WRONLY", "APPEND", "CLOEXEC", "BINARY")
+_UNAMBIGUOUS: Final = open_flags("NOFOLLOW", "NONBLOCK")
 """Do not follow a link, or wait for the reader of a pipe."""
 _WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 _OWN_DESCRIPTORS: Final = "/proc/self/fd"
@@ -102,13 +102,13 @@ def open_log(path: Path) -> int:
 def open_directory(path: Path) -> int:
     """A descriptor of a directory, for its files. Raises UntrustedError for another user's link to it, and OSError."""
     with _place(path / "_", follow_last=False) as place:
-        flags = os.O_RDONLY | _flags("DIRECTORY", "CLOEXEC")
+        flags = os.O_RDONLY | open_flags("DIRECTORY", "CLOEXEC")
         return os.open(path if place.descriptor is None else ".", flags, dir_fd=place.descriptor)
 
 
 def read_log(path: Path) -> int:
     """A descriptor that reads an existing regular file. Raises OSError."""
-    return os.open(path, os.O_RDONLY | _flags("CLOEXEC", "BINARY") | _UNAMBIGUOUS)
+    return os.open(path, os.O_RDONLY | open_flags("CLOEXEC", "BINARY") | _UNAMBIGUOUS)
 
 
 def narrow_log(descriptor: int) -> None:
@@ -119,7 +119,7 @@ def narrow_log(descriptor: int) -> None:
     status = os.fstat(descriptor)
     mode = stat.S_IMODE(status.st_mode)
     if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and mode & ~LOG_MODE_GROUP:
-        _set_mode(descriptor, mode & LOG_MODE_GROUP)
+        set_mode(descriptor, mode & LOG_MODE_GROUP)
 
 
 def distrusted(path: Path) -> str | None:
@@ -213,7 +213,7 @@ def _create(place: _Place) -> int:
     mode = LOG_MODE_GROUP if directory.st_mode & stat.S_ISGID else LOG_MODE
     made = os.open(place.name, _APPEND | os.O_CREAT | os.O_EXCL, mode, dir_fd=place.descriptor)
     try:
-        _set_mode(made, mode)
+        set_mode(made, mode)
     except OSError:
         os.close(made)
         raise
@@ -235,7 +235,8 @@ def _append(place: _Place) -> int:
     return found
 
 
-def _set_mode(descriptor: int, mode: int) -> None:
+def set_mode(descriptor: int, mode: int) -> None:
+    """Set an open file's mode, where files have one. Raises OSError."""
     if hasattr(os, "fchmod"):
         os.fchmod(descriptor, mode)
 

@@ -272,7 +272,7 @@ async def test_a_step_of_the_clock_changes_no_rate(tmp_path: Path, monkeypatch: 
         await until(lambda: "/s" in written.getvalue())
         shown.cancel()
     rate = float(written.getvalue().partition("/s")[0].rpartition(" ")[2])
-    assert 0 < rate <= 20
+    assert 0 < rate <= 25
 
 
 async def test_a_hello_with_the_broker_field_is_understood(tmp_path: Path) -> None:

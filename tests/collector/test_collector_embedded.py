@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -181,7 +182,7 @@ def test_closing_ends_connections_that_nobody_accepted() -> None:
     assert client.recv(1) == b""
     client.close()
     client, served = socket.socketpair()
-    with pytest.raises(OSError, match="Bad file descriptor"):
+    with pytest.raises(OSError, match=r"Bad file descriptor|WinError 10038"):
         listener.add(served)
     assert client.recv(1) == b""
     client.close()
@@ -207,7 +208,7 @@ async def test_logs_that_cannot_be_written_are_tried_again_and_not_held(tmp_path
     logs = tmp_path / "logs"
     logs.write_text("in the way")
     collector = embedded(logs)
-    with pytest.raises(ZeekAgentError, match=f"cannot write {logs}: "):
+    with pytest.raises(ZeekAgentError, match=re.escape(f"cannot write {logs}: ")):
         await collector.start_embedded()
     logs.unlink()
     async with started(logs):

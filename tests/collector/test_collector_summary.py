@@ -6,7 +6,6 @@ import asyncio
 import io
 import logging
 import os
-import pty
 import sys
 from contextlib import suppress
 from dataclasses import replace
@@ -141,6 +140,7 @@ async def test_a_reader_that_went_away_ends_it_quietly(
 
 async def test_on_a_terminal_it_is_a_live_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summary, "LIVE_INTERVAL_SECONDS", 0.05)
+    pty = pytest.importorskip("pty")
     master, slave = pty.openpty()
     try:
         async with collecting(tmp_path) as collector:
@@ -159,6 +159,7 @@ async def test_log_lines_scroll_above_the_live_view(tmp_path: Path, monkeypatch:
     erase_line, view = "\x1b[2K", "collector on 127.0.0.1"
     handler = logbook.StandardError()
     handler.setFormatter(logbook.LineFormatter())
+    pty = pytest.importorskip("pty")
     master, slave = pty.openpty()
     try:
         async with collecting(tmp_path) as collector:

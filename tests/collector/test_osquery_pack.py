@@ -79,7 +79,7 @@ def test_a_configuration_has_a_schedule_packs_and_decorators(configuration: Path
         shard=50,
         discovery=("SELECT 1 FROM uptime",),
     )
-    assert by_name["pack_named_q"].place == f"{configuration.parent}/packs/one.conf: queries.q"
+    assert by_name["pack_named_q"].place == f"{configuration.parent / 'packs' / 'one.conf'}: queries.q"
     assert by_name["pack_named_q"].interval == 3600
     assert [(one.sql, one.interval) for one in found.decorators] == [
         ("SELECT 'x' AS host_uuid", 0.0),
@@ -166,7 +166,7 @@ def test_a_query_has_the_platforms_that_its_pack_has_too(
 def test_a_wrong_value_is_an_error_that_names_the_file_and_the_key(tmp_path: Path, document: Any, message: str) -> None:
     with pytest.raises(UsageError) as raised:
         read(tmp_path, document)
-    assert str(raised.value) == f"{tmp_path}/test.conf: {message}"
+    assert str(raised.value) == f"{tmp_path / 'test.conf'}: {message}"
 
 
 def test_a_configuration_names_no_files_outside_of_its_directory(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_patterns_name_several_files_and_none_is_an_error(tmp_path: Path) -> Non
         (tmp_path / name).touch()
     names = [
         path.name
-        for path in osquery_pack.expanded([f"{tmp_path}/*.conf", f"{tmp_path}/a.conf", f"{tmp_path}/[x].conf"])
+        for path in osquery_pack.expanded([f"{tmp_path}/*.conf", f"{tmp_path / 'a.conf'}", f"{tmp_path}/[x].conf"])
     ]
     assert names == ["[x].conf", "a.conf", "b.conf"]
     with pytest.raises(UsageError, match=r"no query pack matches \S+/c\*"):

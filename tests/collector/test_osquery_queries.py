@@ -165,7 +165,7 @@ def test_the_collector_loads_several_packs_and_adds_what_decorators_say(
         'dialect = "osquery"\n[logs.own]\n[[queries]]\nlog = "own"\nsql = "SELECT pid, path FROM process_events"\n'
         'subscription = "Events"\n[[queries]]\nlog = "own"\nsql = "SELECT pid, exe FROM processes"\ndialect = "agent"\n'
     )
-    loaded = pack.load_all([f"{tmp_path}/*.conf", f"{tmp_path}/b.toml"])
+    loaded = pack.load_all([f"{tmp_path}/*.conf", f"{tmp_path / 'b.toml'}"])
     assert [log.path for log in loaded.logs.values()] == ["q", "own"]
     assert [one.query.dialect for one in loaded.queries] == ["osquery", "osquery", None]
     assert [(one.event, one.names, one.query.schedule) for one in loaded.decorators] == [
@@ -175,7 +175,7 @@ def test_the_collector_loads_several_packs_and_adds_what_decorators_say(
     for log in loaded.logs.values():
         assert [field.name for field in log.fields][-2:] == ["decoration_site", "decoration_up"]
     assert [record.getMessage() for record in caplog.records] == [
-        f"query pack {tmp_path}/a.conf: left out: schedule.bad: no such table: nowhere"
+        f"query pack {tmp_path / 'a.conf'}: left out: schedule.bad: no such table: nowhere"
     ]
 
 
@@ -184,8 +184,8 @@ def test_two_packs_with_one_log_are_an_error(tmp_path: Path) -> None:
         (tmp_path / f"{name}.conf").write_text(json.dumps({"schedule": query("SELECT hour FROM time")}))
     with pytest.raises(UsageError) as raised:
         pack.load_all([f"{tmp_path}/*.conf"])
-    assert str(raised.value) == f"{tmp_path}/b.conf: {tmp_path}/a.conf has a log q, too"
-    problems = list(pack_check.all_problems([f"{tmp_path}/a.conf", f"{tmp_path}/b.conf"]))
+    assert str(raised.value) == f"{tmp_path / 'b.conf'}: {tmp_path / 'a.conf'} has a log q, too"
+    problems = list(pack_check.all_problems([f"{tmp_path / 'a.conf'}", f"{tmp_path / 'b.conf'}"]))
     assert [problem.text for problem in problems] == [str(raised.value)]
 
 
@@ -199,29 +199,29 @@ def test_a_decorator_with_the_name_of_another_field_is_an_error(
     document = {"schedule": query(f"SELECT {columns} FROM time"), "decorators": {"load": [f"SELECT {decorator}"]}}
     (tmp_path / "a.conf").write_text(json.dumps(document))
     with pytest.raises(UsageError, match=f"log q: decorators add a field {field}, which there is already"):
-        pack.load_all([f"{tmp_path}/a.conf"])
+        pack.load_all([f"{tmp_path / 'a.conf'}"])
 
 
 def test_names_of_decorations_are_names_of_fields(tmp_path: Path) -> None:
     document = {"schedule": query("SELECT hour FROM time"), "decorators": {"load": ['SELECT 1 AS "a\tb:c"']}}
     (tmp_path / "a.conf").write_text(json.dumps(document))
-    (log,) = pack.load_all([f"{tmp_path}/a.conf"]).logs.values()
+    (log,) = pack.load_all([f"{tmp_path / 'a.conf'}"]).logs.values()
     assert (log.fields[-1].name, log.results.decorations) == ("decoration_a_b_c", ("a\tb:c",))
 
 
 def test_a_pattern_without_a_match_is_one_problem(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.conf").write_text(json.dumps({"schedule": query("SELECT 1 FROM nowhere")}))
-    names = [f"{tmp_path}/a.conf", f"{tmp_path}/none*", "default"]
+    names = [f"{tmp_path / 'a.conf'}", f"{tmp_path / 'none*'}", "default"]
     assert [problem.text for problem in pack_check.all_problems(names)] == [
-        f"{tmp_path}/a.conf: left out: schedule.q: no such table: nowhere",
-        f"no query pack matches {tmp_path}/none*",
+        f"{tmp_path / 'a.conf'}: left out: schedule.q: no such table: nowhere",
+        f"no query pack matches {tmp_path / 'none*'}",
     ]
     assert caplog.records == []
 
 
 def test_the_default_pack_can_be_one_of_several(tmp_path: Path) -> None:
     (tmp_path / "a.conf").write_text(json.dumps({"schedule": query("SELECT hour FROM time")}))
-    loaded = pack.load_all(["default", f"{tmp_path}/a.conf"])
+    loaded = pack.load_all(["default", f"{tmp_path / 'a.conf'}"])
     assert len(loaded.logs) == len(pack.load().logs) + 1
 
 
@@ -241,7 +241,7 @@ def test_all_problems_of_an_osquery_pack_are_listed(tmp_path: Path) -> None:
 def test_a_shard_is_that_part_of_all_agents(tmp_path: Path) -> None:
     entry = only(translate(tmp_path, query("SELECT hour FROM time", shard=30)))
     assert entry.shard == 30
-    (loaded,) = pack.load_all([f"{tmp_path}/p.conf"]).queries
+    (loaded,) = pack.load_all([f"{tmp_path / 'p.conf'}"]).queries
     share = sum(loaded.is_for(f"H{number}") for number in range(2_000)) / 2_000
     assert 0.27 < share < 0.33
 

@@ -281,19 +281,19 @@ def test_a_pack_is_read_from_a_file(tmp_path: Path) -> None:
     "section", [pack_file.PackFile, pack_file.LogEntry, pack_file.FieldEntry, pack_file.QueryEntry]
 )
 def test_every_key_of_a_pack_is_documented(section: type[Any]) -> None:
-    documented = (DOCS / "collector.md").read_text()
+    documented = (DOCS / "collector.md").read_text(encoding="utf-8")
     for field in msgspec.structs.fields(section):
         assert re.search(rf"^\| [^|]*`{field.name}`", documented, re.MULTILINE), field.name
 
 
 def test_the_pack_in_the_documentation_is_a_pack() -> None:
-    [example] = re.findall(r"```toml\n(.*?)```", (DOCS / "collector.md").read_text(), re.DOTALL)
+    [example] = re.findall(r"```toml\n(.*?)```", (DOCS / "collector.md").read_text(encoding="utf-8"), re.DOTALL)
     [query] = parse(example).queries
     assert query.groups == ("linux",)
 
 
 def test_every_log_of_the_default_pack_is_documented() -> None:
-    documented = (DOCS / "collector.md").read_text()
+    documented = (DOCS / "collector.md").read_text(encoding="utf-8")
     for log in pack.load().logs.values():
         assert log.path.removeprefix("zeek-agent") in documented
 
@@ -386,10 +386,10 @@ def test_a_good_pack_has_no_problem(path: Path | None) -> None:
 
 def test_a_pack_that_cannot_be_read_is_one_problem(tmp_path: Path) -> None:
     (missing,) = pack_check.problems(tmp_path / "p.toml")
-    assert missing.text == f"cannot read the query pack {tmp_path}/p.toml: No such file or directory"
+    assert missing.text == f"cannot read the query pack {tmp_path / 'p.toml'}: No such file or directory"
     (tmp_path / "p.toml").write_text("][")
     (invalid,) = pack_check.problems(tmp_path / "p.toml")
-    assert invalid.text.startswith(f"{tmp_path}/p.toml: not valid TOML: ")
+    assert invalid.text.startswith(f"{tmp_path / 'p.toml'}: not valid TOML: ")
 
 
 def test_names_that_collide_are_a_problem(tmp_path: Path) -> None:

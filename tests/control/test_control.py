@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import grp
 import os
 import socket
 import stat
@@ -17,7 +16,7 @@ from acting import NOBODY, acting_as
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zeek_agent import errors
+from zeek_agent import errors, platforms
 from zeek_agent.control import messages
 from zeek_agent.control.messages import (
     Columns,
@@ -43,7 +42,7 @@ COLUMNS = Columns([("a", "int"), ("b", "text")])
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "control.sock"
+    return platforms.HERE.control_of(tmp_path)
 
 
 class Agent:
@@ -259,6 +258,7 @@ async def test_stop_ends_clients_and_removes_the_socket(path: Path) -> None:
 async def test_the_socket_is_its_owners_unless_a_group_is_given(path: Path) -> None:
     async with Agent(path, answer_with_rows):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    grp = pytest.importorskip("grp")
     group = grp.getgrgid(os.getgid()).gr_name
     server = ControlServer(path, group, answer_with_rows)
     await server.start()

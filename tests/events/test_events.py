@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from urllib.parse import unquote
 
 import apsw
 import pytest
 from msgspec import Struct
 from places import SUPPORT
+from private_files import assert_private
 from waiting import until_sync
 
 from zeek_agent.config import EventSettings
@@ -107,8 +108,8 @@ def test_a_reader_cannot_write(path: Path, read: Read) -> None:
 
 def test_only_the_owner_can_read_the_file(path: Path) -> None:
     store = EventStore(path, [THINGS])
-    assert path.stat().st_mode & 0o077 == 0
-    assert Path(f"{path}-wal").stat().st_mode & 0o077 == 0
+    assert_private(path)
+    assert_private(Path(f"{path}-wal"))
     store.close()
 
 
@@ -138,8 +139,8 @@ def test_a_number_is_never_reused(path: Path) -> None:
     store.append("things_events", [thing(n, time_=1.0) for n in range(10)])
     store.close()
     again = EventStore(path, [THINGS], settings)
-    until_sync(lambda: again.first_seq("things_events") == 0)
-    assert again.counters["things_events"].expired == 10
+    until_sync(lambda: again.counters["things_events"].expired == 10)
+    assert again.first_seq("things_events") == 0
     again.close()
     third = EventStore(path, [THINGS], settings)
     assert (third.first_seq("things_events"), third.last_seq("things_events")) == (0, 10)
@@ -417,6 +418,10 @@ def test_damage_in_the_middle_of_a_run_loses_no_row_that_is_still_queued(path: P
     store.close()
 
 
+def directory_of(uri: str) -> Path:
+    return Path(unquote(uri.removeprefix("file:").partition("?")[0])).parent
+
+
 def test_a_store_in_memory_leaves_nothing_behind_also_after_a_crash() -> None:
     crashing = (
         "import os; from zeek_agent.events.store import EventStore\n"
@@ -424,15 +429,16 @@ def test_a_store_in_memory_leaves_nothing_behind_also_after_a_crash() -> None:
     )
     command = [sys.executable, "-c", crashing]
     left = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False).stdout
-    left_directory = Path(left.removeprefix("file:").partition("?")[0]).parent
+    left_directory = directory_of(left)
     assert left_directory.exists()
     other = EventStore(None, [THINGS])
     store = EventStore(None, [THINGS])
     assert not left_directory.exists()
     other.append("things_events", [thing(1)])
     assert other.flush()
-    directories = [Path(each.uri.removeprefix("file:").partition("?")[0]).parent for each in (store, other)]
-    assert all(directory.exists() and directory.stat().st_mode & 0o077 == 0 for directory in directories)
+    directories = [directory_of(each.uri) for each in (store, other)]
+    for directory in directories:
+        assert_private(directory)
     store.close()
     other.close()
     assert not any(directory.exists() for directory in directories)
@@ -655,9 +661,9 @@ def test_a_read_only_file_system_is_noticed(small_disk: Path) -> None:
 
 
 LOAD = """
-import sys, time
+import os, sys, time
 from pathlib import Path
-sys.path[:0] = sys.argv[2].split(":")
+sys.path[:0] = sys.argv[2].split(os.pathsep)
 from test_events import THINGS, thing
 from zeek_agent.events.event_file import EventFile
 from zeek_agent.events.store import EventStore
@@ -673,13 +679,15 @@ while True:
 
 def test_kill_9_under_load_leaves_all_that_was_committed(path: Path, read: Read) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", LOAD, path, f"{Path(__file__).parent}:{SUPPORT}"], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", LOAD, path, f"{Path(__file__).parent}{os.pathsep}{SUPPORT}"],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout is not None
     committed = 0
     while committed < 5_000:
         committed = int(process.stdout.readline())
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     committed = int((process.stdout.read().rstrip().splitlines() or [str(committed)])[-1])
     process.wait()
     process.stdout.close()

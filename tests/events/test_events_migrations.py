@@ -43,7 +43,7 @@ from zeek_agent.terminal.local_responder import StoredEvents
 
 STORES = Path(dump.__file__).parent
 DUMPS = sorted(STORES.glob("*.sql"))
-UNNUMBERED = [path for path in DUMPS if "user_version = 0;" in path.read_text()]
+UNNUMBERED = [path for path in DUMPS if "user_version = 0;" in path.read_text(encoding="utf-8")]
 TABLES = [table for table in builtin_tables("linux") if table.kind == "events"]
 FOREVER = EventSettings(retention_age=1e10)
 BYTES = 2**28

@@ -11,6 +11,7 @@ import pytest
 from asking import Agent
 from recipients import Recorder
 from test_queries import ADD, DELETE, SCHEDULE
+from waiting import PATIENCE
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import AccessSettings, EventSettings, LimitSettings
@@ -45,7 +46,7 @@ class Rig:
     async def runs(self, times: int = 2) -> None:
         """Wait until the query has run that many times more."""
         goal = self.installed.runs + times
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(10 * PATIENCE):
             while self.installed.runs < goal:
                 await asyncio.sleep(0.005)
 
@@ -146,7 +147,7 @@ async def test_a_deleted_file_is_reported_while_another_is_not_readable(rig: Rig
     (rig.directory / "secret").write_text("never\n")
     await rig.install(zeek, rig.lines())
     (rig.directory / "a").unlink()
-    assert await zeek.next() == [(DELETE, (f"{rig.directory}/a", b"first"))]
+    assert await zeek.next() == [(DELETE, (str(rig.directory / "a"), b"first"))]
 
 
 async def test_lines_beyond_a_limit_are_not_removed_and_new_ones_before_it_are_added(rig: Rig) -> None:

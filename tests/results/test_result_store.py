@@ -34,7 +34,7 @@ from zeek_agent.results.state import (
 from zeek_agent.results.store import NewerResultsError, ResultStore
 from zeek_agent.tables import builtin_tables
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+needs_root = pytest.mark.skipif(platforms.HERE.user_id() != 0, reason="needs root")
 EVENT_TABLES = [table for table in builtin_tables("linux") if table.kind == "events"]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import pty
 import signal
 import sys
 import threading
@@ -39,6 +38,8 @@ def fork(work: Callable[[], int | None]) -> int:
 
 def fork_in_terminal(work: Callable[[], int | None]) -> tuple[int, int]:
     """The same in a session with a terminal of its own; the pid, and the descriptor of the terminal's other side."""
+    import pty  # which Windows lacks
+
     pid, descriptor = pty.fork()
     if pid == 0:
         _end_with(work)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from waiting import until_sync
+from waiting import PATIENCE, until_sync
 from websockets.asyncio.client import ClientConnection, connect
 
 from zeek_agent.destination import PATH
@@ -49,11 +49,11 @@ class Program:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait(20)
+        self.process.wait(20 * PATIENCE)
 
     def stop(self) -> int:
         self.process.terminate()
-        return self.process.wait(20)
+        return self.process.wait(20 * PATIENCE)
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def collector(directory: Path, *arguments: str, port: int = 0) -> Iterator[Progr
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Another command of the program."""
-    return subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, timeout=60 * PATIENCE, check=False)
 
 
 class LightAgent:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ class Delta:
     """A delta file, and what it was made from."""
 
     def __init__(self, store: ResultStore, key: str = "query") -> None:
-        self.descriptor = os.memfd_create("delta")
+        with tempfile.TemporaryFile(buffering=0) as file:
+            self.descriptor = os.dup(file.fileno())
         self.key = key
         self.store = store
         self.basis = store.basis(key)

@@ -8,9 +8,13 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
+from zeek_agent import platforms
+
 T = TypeVar("T")
 Complaint = str | Callable[[], str]
 
+PATIENCE = 6.0 if platforms.HERE.key == "win32" else 1.0
+"""A factor: programs start slowly under Wine."""
 SECONDS = 30.0
 """How long to wait by default: far longer than it takes, so that a busy machine fails no test."""
 _SHORTEST_PAUSE = 0.005
@@ -45,6 +49,7 @@ def until_sync(find: Callable[[], T | None], seconds: float = SECONDS, complaint
 
 def _pauses(find: Callable[[], object], seconds: float, complaint: Complaint) -> Iterator[float]:
     """How long to sleep after each try, longer and longer; the last try is one after the deadline."""
+    seconds *= PATIENCE
     deadline, pause, late = time.monotonic() + seconds, _SHORTEST_PAUSE, False
     while not late:
         late = time.monotonic() > deadline

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from private_files import assert_private
 
 from zeek_agent.control import messages
 from zeek_agent.control.messages import Columns, Declarations, Facts, Frame, Pause, Request, Rows
@@ -257,11 +258,12 @@ def test_results_can_go_to_a_private_file(answers: Answers, tmp_path: Path) -> N
         answers, f".output {file}", "SELECT 1;", ".mode json", "SELECT 2;", ".output", ".mode csv", "SELECT 3;"
     )
     assert file.read_text() == 'sql\nSELECT 1\n[{"sql":"SELECT 2"}]\n'
-    assert file.stat().st_mode & 0o777 == 0o600
+    assert_private(file)
     assert out == f"(1 row to {file})\n(1 row to {file})\nsql\nSELECT 3\n"
     assert errors == ""
-    _, errors = run(answers, f".output {tmp_path}/none/rows.csv")
-    assert errors == f"error: cannot write {tmp_path}/none/rows.csv: No such file or directory\n"
+    nowhere = tmp_path / "none" / "rows.csv"
+    _, errors = run(answers, f".output {nowhere}")
+    assert errors == f"error: cannot write {nowhere}: No such file or directory\n"
 
 
 @pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="needs /dev/full")

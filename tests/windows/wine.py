@@ -19,9 +19,10 @@ import subprocess
 import sys
 import sysconfig
 import threading
+import time
 import tomllib
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
@@ -41,11 +42,16 @@ TOOLS = ("pytest", "pytest-asyncio", "pytest-timeout", "hypothesis", "communityi
 WINDOWS_ONLY = ("colorama",)
 """What packages require on Windows only: pip decides by the system that it runs on."""
 
+_POLL_SECONDS = 0.5
+
 SERVICES = (
-    ("", "ServicesPipeTimeout", "REG_DWORD", "60000"),
+    ("", "ServicesPipeTimeout", "REG_SZ", "300000"),
     (r"\Session Manager\Environment", "PYTHONPATH", "REG_SZ", "Z:" + str(ROOT / "src").replace("/", "\\")),
 )
 """Values of the registry for services: the time to start, in milliseconds, and where to import the agent from."""
+
+UNWANTED = ("api-ms-", "_wmi.")
+"""Parts of the C runtime, which Wine has itself, and a module that calls what Wine lacks."""
 
 STUB = r"""
 #include <windows.h>
@@ -82,8 +88,12 @@ def set_up() -> None:
     """Make what is missing. Raises SystemExit that names what the system lacks."""
     _require_programs()
     stamp = KEPT / "ready"
-    if stamp.exists():
-        return
+    if not stamp.exists():
+        _make(stamp)
+    _start_server()
+
+
+def _make(stamp: Path) -> None:
     shutil.rmtree(KEPT, ignore_errors=True)
     PYTHON.mkdir(parents=True)
     _say("downloading Windows' Python and wheels")
@@ -106,6 +116,19 @@ def set_up() -> None:
     stamp.write_text(CONTENTS)
 
 
+def _start_server() -> None:
+    """Start Wine's server and services, which would otherwise keep the output of the first program open."""
+    for command in (["wineserver", "--persistent"], ["wine", "cmd", "/c", "exit"]):
+        subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=_environment(),
+            check=False,
+        )
+
+
 def run_python(
     arguments: Sequence[str],
     environment: Mapping[str, str] | None = None,
@@ -117,17 +140,26 @@ def run_python(
     return run(["wine", str(PYTHON / "python.exe"), *arguments], environment, seconds=seconds, cwd=cwd)
 
 
-def run_into(output: TextIO, arguments: Sequence[str], seconds: float) -> int | None:
-    """The same with its output in a file; returns the exit code, None if it had to be ended."""
-    with start_python(arguments) as process:
+def run_into(
+    output: TextIO,
+    arguments: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    *,
+    is_over: Callable[[], bool],
+) -> int | None:
+    """The same with its output in a file; returns the exit code, None if it had to be ended because `is_over`."""
+    with start_python(arguments, environment) as process:
         assert process.stdout is not None
-        copying = threading.Thread(target=shutil.copyfileobj, args=(process.stdout, output, 1))
+        copying = threading.Thread(target=output.writelines, args=(process.stdout,))
         copying.start()
         try:
-            return process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return None
+            while process.poll() is None:
+                if is_over():
+                    process.kill()
+                    process.wait()
+                    return None
+                time.sleep(_POLL_SECONDS)
+            return process.returncode
         finally:
             copying.join()
 
@@ -232,7 +264,7 @@ def _unpack_interpreter() -> None:
         for name in archive.namelist():
             file = Path(name)
             is_wanted = file.parent.name == "deploy_libs" and file.suffix in {".dll", ".pyd"}
-            if is_wanted and not file.name.startswith("api-ms-"):  # parts of the C runtime, which Wine has itself
+            if is_wanted and not file.name.startswith(UNWANTED):
                 place = PYTHON / ("DLLs" if file.suffix == ".pyd" else ".") / file.name
                 place.write_bytes(archive.read(name))
     library = Path(sysconfig.get_path("stdlib"))

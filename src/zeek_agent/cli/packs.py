@@ -65,6 +65,6 @@ def pack_zeek(*, file: Path | None, output: Path | None) -> None:
         click.echo(script, nl=False)
         return
     try:
-        output.write_text(script, "utf-8")
+        output.write_text(script, "utf-8", newline="\n")
     except OSError as error:
         raise UsageError(f"cannot write {output}: {error.strerror}") from None

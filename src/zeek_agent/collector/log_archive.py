@@ -1,7 +1,7 @@
 """Rotated logs: compressed by a thread of their own, removed by age and by the total size of all logs.
 
 Only files that a collector wrote to this directory are touched: regular files of the agent's user or root, with the
-name of a rotated log. They are looked up in the open directory, and no symbolic link is followed.
+name of a rotated log.
 
 A compressed log appears under its name when it is complete and on the disk, and only then is the original removed.
 After a crash there is therefore at least one complete copy; if there are both, the original is removed.
@@ -19,13 +19,15 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
 from zeek_agent import ownership
+from zeek_agent.collector import log_folder
+from zeek_agent.collector.log_folder import LogFolder
 from zeek_agent.collector.log_formats import local_time
 
 SUFFIX: Final = ".gz"
@@ -60,12 +62,6 @@ _GZIP_HEADER: Final = struct.Struct("<4sIBB")
 _GZIP_MAGIC: Final = b"\x1f\x8b\x08\x00"
 _GZIP_TRAILER: Final = struct.Struct("<II")
 _DISK_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-
-_DIRECTORY: Final = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
-_NO_LINK: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
-
-SUPPORTED: Final = os.listdir in os.supports_fd and os.unlink in os.supports_dir_fd
-"""Whether this system can work on the files of an open directory. Where it cannot, rotated logs stay as they are."""
 
 RemovalCause = Literal["age", "size"]
 
@@ -106,8 +102,12 @@ class _RotatedLog:
     is_compressed: bool
     is_stuck: bool = False
     """It could not be removed, and is not tried again."""
+    is_in_use: bool = False
+    """Another program has it open, so that Windows does not remove it: it is tried again at the next pass."""
     is_unreadable: bool = False
     """It could not be compressed, and is not tried again."""
+    is_copied: bool = False
+    """Its compressed form is complete: only its removal is left to do."""
 
 
 @dataclass(slots=True)
@@ -188,20 +188,19 @@ class LogArchive:
 
     def open(self, logs: Iterable[str]) -> None:
         """Find the rotated logs. `logs` are the names of those that are written now. Raises OSError."""
-        with self._opened() as directory:
-            known = _read_known_logs(directory)
+        with log_folder.opened(self._directory) as folder:
+            known = _read_known_logs(folder)
             self._logs = known | frozenset(logs)
             if self._logs != known:
-                self._save_known_logs(directory)
+                self._save_known_logs(folder)
             if self._retention.total_bytes is None:
-                system = os.fstatvfs(directory)
-                share = system.f_blocks * system.f_frsize // DEFAULT_SHARE
+                share = folder.system_bytes() // DEFAULT_SHARE
                 self._limit = min(max(share, DEFAULT_BYTES_MIN), DEFAULT_BYTES_MAX)
-            self._scan(directory)
+            self._scan(folder)
 
-    def _save_known_logs(self, directory: int) -> None:
+    def _save_known_logs(self, folder: LogFolder) -> None:
         try:
-            _write_known_logs(directory, self._logs)
+            _write_known_logs(folder, self._logs)
         except OSError as error:  # a full disk, where rotated logs may still have to be removed
             log.warning("cannot write %s in %s: %s", _KNOWN_LOGS, self._directory, error.strerror)
 
@@ -222,8 +221,8 @@ class LogArchive:
 
     def add(self, name: str) -> None:
         """Note that a log was rotated to this name. Raises OSError."""
-        with self._opened() as directory, self._lock:
-            self._note(directory, name)
+        with log_folder.opened(self._directory) as folder, self._lock:
+            self._note(folder, name)
 
     def make_room(self, adding: int) -> bool:
         """Remove rotated logs until `adding` bytes fit; False if they do not fit even so."""
@@ -232,22 +231,24 @@ class LogArchive:
         with self._lock:
             if self._fits(adding):
                 return True
-            with self._opened() as directory:
+            with log_folder.opened(self._directory) as folder:
                 while not self._fits(adding) and (victim := self._next_to_remove()):
-                    self._remove(directory, victim, "size")
+                    self._remove(folder, victim, "size")
             return self._fits(adding)
 
     def maintain(self) -> None:
         """Remove what is too old or too much, and compress the rest. Raises OSError."""
-        with self._opened() as directory:
-            self._remove_partial(directory)
+        with log_folder.opened(self._directory) as folder:
+            self._remove_partial(folder)
             with self._lock:
-                self._scan(directory)
-                self._remove_old(directory)
+                self._scan(folder)
+                for file in self._files.values():
+                    file.is_in_use = False
+                self._remove_old(folder)
             self.make_room(0)
-            self._finish_compressions(directory)
+            self._finish_compressions(folder)
             if self._retention.compress:
-                self._compress_all(directory)
+                self._compress_all(folder)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -261,22 +262,14 @@ class LogArchive:
             self._report_removals_if_due()
             self._stopping.wait(PASS_SECONDS)
 
-    @contextmanager
-    def _opened(self) -> Iterator[int]:
-        descriptor = ownership.open_directory(self._directory)
-        try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
-
     # Inventory; all of these are called with the lock held.
 
-    def _scan(self, directory: int) -> None:
+    def _scan(self, folder: LogFolder) -> None:
         present = set()
-        for name in os.listdir(directory):
+        for name in folder.names():
             if self._is_rotated(name):
                 present.add(name)
-                self._note(directory, name)
+                self._note(folder, name)
         for name in self._files.keys() - present:
             self._forget(name)
 
@@ -284,9 +277,9 @@ class LogArchive:
         match = _ROTATED.fullmatch(name)
         return match is not None and match[1] in self._logs
 
-    def _note(self, directory: int, name: str) -> None:
+    def _note(self, folder: LogFolder, name: str) -> None:
         match = _ROTATED.fullmatch(name)
-        status = _own_status(directory, name)
+        status = folder.own_status(name)
         if match is None or status is None:
             self._forget(name)
             return
@@ -295,7 +288,7 @@ class LogArchive:
             self._count(known.log, status.st_size - known.size)
             known.size = status.st_size
             return
-        closed = _closed_at(directory, name, status) if match[3] else status.st_mtime
+        closed = _closed_at(folder, name, status) if match[3] else status.st_mtime
         self._files[name] = _RotatedLog(name, match[1], status.st_size, closed, is_compressed=bool(match[3]))
         self._count(match[1], status.st_size)
 
@@ -318,15 +311,15 @@ class LogArchive:
     def _next_to_remove(self) -> _RotatedLog | None:
         """The oldest file of the log that takes the most, so that a flood in one log does not displace the others."""
         sizes = self._by_log + self._current_bytes()
-        candidates = [file for file in self._files.values() if not file.is_stuck]
+        candidates = [file for file in self._files.values() if not (file.is_stuck or file.is_in_use)]
         return min(candidates, key=lambda file: (-sizes[file.log], file.closed, file.name), default=None)
 
-    def _remove_old(self, directory: int) -> None:
+    def _remove_old(self, folder: LogFolder) -> None:
         if self._retention.age_seconds <= 0 or self._is_clock_doubtful():
             return
         oldest = self._clock() - self._retention.age_seconds
         for file in [file for file in self._files.values() if file.closed < oldest and not file.is_stuck]:
-            self._remove(directory, file, "age")
+            self._remove(folder, file, "age")
 
     def _is_clock_doubtful(self) -> bool:
         """Whether the clock was set forward lately: one wrong time must not cost all logs at once."""
@@ -344,17 +337,18 @@ class LogArchive:
         self._clock_offset = offset
         return now < self._trust_clock_after
 
-    def _remove(self, directory: int, file: _RotatedLog, cause: RemovalCause) -> None:
-        if _own_status(directory, file.name) is None:  # somebody replaced it
+    def _remove(self, folder: LogFolder, file: _RotatedLog, cause: RemovalCause) -> None:
+        if folder.own_status(file.name) is None:  # somebody replaced it
             self._forget(file.name)
             return
         try:
-            os.unlink(file.name, dir_fd=directory)
+            folder.remove(file.name)
         except FileNotFoundError:
             self._forget(file.name)
             return
         except OSError as error:
-            file.is_stuck = True
+            file.is_in_use = log_folder.is_in_use(error)
+            file.is_stuck = not file.is_in_use
             self._warn_once(file.name, f"cannot remove the rotated log {file.name}: {error.strerror}")
             return
         self._forget(file.name)
@@ -366,19 +360,19 @@ class LogArchive:
 
     # Compression; called by the thread, without the lock.
 
-    def _remove_partial(self, directory: int) -> None:
+    def _remove_partial(self, folder: LogFolder) -> None:
         """Remove what compressions left that were killed. Not in `open`, which may run as another user."""
-        for name in os.listdir(directory):
+        for name in folder.names():
             match = _PARTIAL.fullmatch(name)
-            if match and match[1] in self._logs and _own_status(directory, name):
+            if match and match[1] in self._logs and folder.own_status(name):
                 try:
-                    os.unlink(name, dir_fd=directory)
+                    folder.remove(name)
                 except FileNotFoundError:
                     continue
                 except OSError as error:  # such as chattr +a; the other files still have to be tidied
                     self._warn_once(name, f"cannot remove the incomplete compressed log {name}: {error.strerror}")
 
-    def _finish_compressions(self, directory: int) -> None:
+    def _finish_compressions(self, folder: LogFolder) -> None:
         """Remove originals whose compression was complete when the collector was killed."""
         with self._lock:
             originals = [self._files[name] for name in self._files if f"{name}{SUFFIX}" in self._files]
@@ -386,10 +380,10 @@ class LogArchive:
             if original.is_unreadable:
                 continue
             try:
-                same = _is_compressed_form(directory, original.name)
+                same = original.is_copied = original.is_copied or _is_compressed_form(folder, original.name)
                 if same:
                     with self._lock:
-                        os.unlink(original.name, dir_fd=directory)
+                        folder.remove(original.name)
                         self._forget(original.name)
             except FileNotFoundError:  # removed meanwhile
                 continue
@@ -401,19 +395,19 @@ class LogArchive:
                 text = f"{original.name}{SUFFIX} is not the compressed form of {original.name}: left as they are"
                 self._warn_once(original.name, text)
 
-    def _compress_all(self, directory: int) -> None:
+    def _compress_all(self, folder: LogFolder) -> None:
         """The newest first: in a flood the oldest may be removed soon."""
         settled = self._clock() - SETTLE_SECONDS
         with self._lock:
             waiting = [
                 file
                 for file in self._files.values()
-                if not file.is_compressed and not file.is_unreadable and file.closed <= settled
+                if not (file.is_compressed or file.is_unreadable or file.is_copied) and file.closed <= settled
             ]
         for file in sorted(waiting, key=lambda file: file.closed, reverse=True):
             self._report_removals_if_due()
             try:
-                self._compress(directory, file)
+                self._compress(folder, file)
                 self._notices.discard("disk")
             except _AbandonedError:
                 if self._stopping.is_set():
@@ -421,39 +415,46 @@ class LogArchive:
             except FileNotFoundError:  # removed meanwhile
                 continue
             except OSError as error:
-                self._counts["compression errors"] += 1
+                self._counts["compression errors"] += not file.is_copied
                 if error.errno in _DISK_FULL:
                     text = f"cannot compress rotated logs in {self._directory}: {error.strerror}; tried again later"
                     self._warn_once("disk", text)
                     return
                 self._leave(file, error)
 
-    def _compress(self, directory: int, file: _RotatedLog) -> None:
-        partial, final = f".{file.name}{SUFFIX}.part", f"{file.name}{SUFFIX}"
-        source = os.open(file.name, os.O_RDONLY | _NO_LINK, dir_fd=directory)
+    def _compress(self, folder: LogFolder, file: _RotatedLog) -> None:
+        partial = f".{file.name}{SUFFIX}.part"
+        source = folder.open(file.name)
         try:
             status = os.fstat(source)
-            if not _is_own(status) or status.st_nlink > 1:
+            if not log_folder.is_own(status) or status.st_nlink > 1:
                 raise PermissionError(errno.EPERM, "not a file of the collector's, or it has another hard link")
-            target = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o600, dir_fd=directory)
-            try:
-                self._write_compressed(source, status, target, file)
-                os.fsync(target)
-                self._put_in_place(directory, status, file, partial, final)
-            except BaseException:
-                with suppress(FileNotFoundError):
-                    os.unlink(partial, dir_fd=directory)
-                raise
-            finally:
-                with self._lock:
-                    self._partial_bytes = 0
-                os.close(target)
+            target = folder.create(partial)
+        except BaseException:
+            os.close(source)
+            raise
+        try:
+            self._write_and_close(source, status, target, file)  # Windows renames no open file
+            self._put_in_place(folder, status, file, partial)
+        except BaseException:
+            with suppress(FileNotFoundError):
+                folder.remove(partial)
+            raise
         finally:
+            with self._lock:
+                self._partial_bytes = 0
+
+    def _write_and_close(self, source: int, status: os.stat_result, target: int, file: _RotatedLog) -> None:
+        try:
+            self._write_compressed(source, status, target, file)
+            os.fsync(target)
+        finally:
+            os.close(target)
             os.close(source)
 
     def _write_compressed(self, source: int, status: os.stat_result, target: int, file: _RotatedLog) -> None:
         if os.fstat(target).st_gid == status.st_gid:  # otherwise another group could read it
-            os.fchmod(target, stat.S_IMODE(status.st_mode) & ownership.LOG_MODE_GROUP)
+            ownership.set_mode(target, stat.S_IMODE(status.st_mode) & ownership.LOG_MODE_GROUP)
         # Its time is in the header: only the privileged part of the agent may set those of files.
         self._write(target, _GZIP_HEADER.pack(_GZIP_MAGIC, max(int(status.st_mtime), 0) & 0xFFFF_FFFF, 0, 255))
         compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
@@ -480,23 +481,26 @@ class LogArchive:
         if self._stopping.wait(seconds):
             raise _AbandonedError
 
-    def _put_in_place(
-        self, directory: int, status: os.stat_result, file: _RotatedLog, partial: str, final: str
-    ) -> None:
+    def _put_in_place(self, folder: LogFolder, status: os.stat_result, file: _RotatedLog, partial: str) -> None:
+        final = f"{file.name}{SUFFIX}"
         with self._lock:
-            if self._files.get(file.name) is not file or not _is_at(directory, file.name, status):
+            if self._files.get(file.name) is not file or not folder.is_at(file.name, status):
                 raise _AbandonedError
-            if _exists(directory, final):
+            if folder.exists(final):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-            os.rename(partial, final, src_dir_fd=directory, dst_dir_fd=directory)
-            os.fsync(directory)
-            os.unlink(file.name, dir_fd=directory)
-            self._forget(file.name)
-            self._note(directory, final)
-            self._partial_bytes = 0
+            folder.rename(partial, final)
+            folder.sync()
+            file.is_copied = True
             self._counts["compressed"] += 1
+            folder.remove(file.name)
+            self._forget(file.name)
+            self._note(folder, final)
+            self._partial_bytes = 0
 
     def _leave(self, file: _RotatedLog, error: OSError) -> None:
+        if file.is_copied and log_folder.is_in_use(error):
+            self._warn_once(file.name, f"the rotated log {file.name} is removed when no other program has it open")
+            return
         file.is_unreadable = True
         self._warn_once(file.name, f"the rotated log {file.name} stays uncompressed: {error.strerror or error}")
 
@@ -546,36 +550,10 @@ def free_name(directory: Path, path: str, opened: float) -> Path:
         opened += 1
 
 
-def _is_own(status: os.stat_result) -> bool:
-    return stat.S_ISREG(status.st_mode) and ownership.is_trusted(status.st_uid)
-
-
-def _own_status(directory: int, name: str) -> os.stat_result | None:
-    """The attributes of a regular file of the agent's user or root; None for anything else."""
-    try:
-        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    return status if _is_own(status) else None
-
-
-def _is_at(directory: int, name: str, status: os.stat_result) -> bool:
-    found = _own_status(directory, name)
-    return found is not None and os.path.samestat(found, status)
-
-
-def _exists(directory: int, name: str) -> bool:
-    try:
-        os.stat(name, dir_fd=directory, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _closed_at(directory: int, name: str, status: os.stat_result) -> float:
+def _closed_at(folder: LogFolder, name: str, status: os.stat_result) -> float:
     """When the last line of a compressed log was written: its header has that, the file may be younger."""
     try:
-        descriptor = os.open(name, os.O_RDONLY | _NO_LINK, dir_fd=directory)
+        descriptor = folder.open(name)
     except OSError as error:
         log.debug("cannot read the header of %s: %s", name, error.strerror)
         return status.st_mtime
@@ -588,17 +566,18 @@ def _closed_at(directory: int, name: str, status: os.stat_result) -> float:
     return float(_GZIP_HEADER.unpack(header)[1]) or status.st_mtime
 
 
-def _is_compressed_form(directory: int, name: str) -> bool:
+def _is_compressed_form(folder: LogFolder, name: str) -> bool:
     """Whether the compressed log has the content of the original, by its length and checksum. Raises OSError."""
-    compressed = os.open(f"{name}{SUFFIX}", os.O_RDONLY | _NO_LINK, dir_fd=directory)
+    compressed = folder.open(f"{name}{SUFFIX}")
     try:
         length = os.fstat(compressed).st_size
         if length < _GZIP_HEADER.size + _GZIP_TRAILER.size:
             return False
-        trailer = os.pread(compressed, _GZIP_TRAILER.size, length - _GZIP_TRAILER.size)
+        os.lseek(compressed, length - _GZIP_TRAILER.size, os.SEEK_SET)
+        trailer = os.read(compressed, _GZIP_TRAILER.size)
     finally:
         os.close(compressed)
-    original = os.open(name, os.O_RDONLY | _NO_LINK, dir_fd=directory)
+    original = folder.open(name)
     checksum = size = 0
     try:
         while chunk := os.read(original, CHUNK_BYTES):
@@ -608,11 +587,11 @@ def _is_compressed_form(directory: int, name: str) -> bool:
     return trailer == _GZIP_TRAILER.pack(checksum, size & 0xFFFF_FFFF)
 
 
-def _read_known_logs(directory: int) -> frozenset[str]:
-    if _own_status(directory, _KNOWN_LOGS) is None:
+def _read_known_logs(folder: LogFolder) -> frozenset[str]:
+    if folder.own_status(_KNOWN_LOGS) is None:
         return frozenset()
     try:
-        descriptor = os.open(_KNOWN_LOGS, os.O_RDONLY | _NO_LINK, dir_fd=directory)
+        descriptor = folder.open(_KNOWN_LOGS)
     except PermissionError as error:  # root's, of a time when the agent ran as root
         log.warning("cannot read the names of the logs of earlier packs from %s: %s", _KNOWN_LOGS, error.strerror)
         return frozenset()
@@ -623,13 +602,13 @@ def _read_known_logs(directory: int) -> frozenset[str]:
     return frozenset(filter(_LOG_NAME.fullmatch, text.splitlines()))
 
 
-def _write_known_logs(directory: int, logs: Iterable[str]) -> None:
+def _write_known_logs(folder: LogFolder, logs: Iterable[str]) -> None:
     new = f"{_KNOWN_LOGS}.new"
     with suppress(FileNotFoundError):
-        os.unlink(new, dir_fd=directory)
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK, 0o600, dir_fd=directory)
+        folder.remove(new)
+    descriptor = folder.create(new)
     try:
         os.write(descriptor, "".join(f"{name}\n" for name in sorted(logs)).encode())
     finally:
         os.close(descriptor)
-    os.rename(new, _KNOWN_LOGS, src_dir_fd=directory, dst_dir_fd=directory)
+    folder.rename(new, _KNOWN_LOGS)

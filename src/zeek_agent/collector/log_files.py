@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from zeek_agent import ownership, platforms
-from zeek_agent.collector import log_archive
+from zeek_agent.collector import log_folder
 from zeek_agent.collector.log_archive import ArchiveStats, LogArchive, Retention, free_name
 from zeek_agent.collector.log_formats import DATE_FORMAT, Field, Format, FormatName, ResultNames, make_format
 from zeek_agent.errors import UsageError
@@ -88,6 +88,8 @@ class LogFile:
         self._size = 0
         self._opened = 0.0
         self._rotate_at = float("inf")
+        self._is_held_up = False
+        """Whether another program prevents the rotation, which was logged."""
 
     @property
     def pending_bytes(self) -> int:
@@ -147,16 +149,42 @@ class LogFile:
         now = self._clock()
         return now >= self._rotate_at or 0 < self._rotate_interval_seconds < self._opened - now
 
-    def rotate(self) -> None:
-        """Close the file and rename it to its final name. Raises OSError."""
+    def rotate(self) -> bool:
+        """Close the file and rename it to its final name; False if another program's use of it prevents that now.
+
+        Raises OSError.
+        """
         if self._fd is None:
-            return
+            return True
+        if not platforms.HERE.renames_open_files and self._is_in_use(self._fd):
+            return False
         opened = self._opened
         self.close()
         if self._file.exists():
             target = free_name(self._directory, self.path, opened)
             self._file.rename(target)
             self._note_rotated(target)
+        return True
+
+    def _is_in_use(self, own: int) -> bool:
+        """Whether the file cannot be renamed even after it is closed here. Raises OSError."""
+        self._fd = None
+        os.close(own)
+        try:
+            self._file.replace(self._file)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            if not log_folder.is_in_use(error):
+                raise
+            if not self._is_held_up:
+                log.warning("%s is not rotated while another program has it open: %s", self._file, error.strerror)
+            self._is_held_up = True
+            return True
+        finally:
+            self._fd = ownership.open_log(self._file)
+        self._is_held_up = False
+        return False
 
     def _note_rotated(self, target: Path) -> None:
         if self._limits is not None:
@@ -257,7 +285,7 @@ class LogDirectory:
         self._lock: FileLock | None = None
         self._ready = False
         self._archive: LogArchive | None = None
-        if retention is not None and log_archive.SUPPORTED:
+        if retention is not None:
             self._archive = LogArchive(directory, retention, current_bytes=self._current_bytes, clock=clock)
 
     @property
@@ -345,9 +373,8 @@ class LogDirectory:
         assert self._archive is not None
         while not self._archive.make_room(adding):
             largest = max(self.files.values(), key=lambda file: file.open_bytes)
-            if not largest.open_bytes:  # a single line is larger than the limit
+            if not largest.open_bytes or not largest.rotate():  # a single line is larger than the limit
                 return
-            largest.rotate()
 
     def rotated(self, file: Path) -> None:
         assert self._archive is not None

@@ -191,12 +191,19 @@ def _named_files(directory: Path, place: str, pattern: str) -> list[Path]:
         raise ValueError(f"{place}: no such file: {clipped(pattern)}")
     for file in files:
         real = os.path.realpath(file)
-        if not any(os.path.commonpath([real, parent]) == parent for parent in allowed):
+        if not any(_is_below(real, parent) for parent in allowed):
             raise ValueError(
                 f"{place}: {clipped(str(file))} is neither in the directory of the configuration nor in one of "
                 f"osquery's ({', '.join(DIRECTORIES)}): copy it there, or name it with --pack"
             )
     return files
+
+
+def _is_below(path: str, directory: str) -> bool:
+    try:
+        return os.path.commonpath([path, directory]) == directory
+    except ValueError:  # on another drive of Windows
+        return False
 
 
 def _read_pack(name: str, place: str, document: dict[str, Any], found: OsqueryFile, file: str = "") -> None:

@@ -15,6 +15,13 @@ PEER: Final = "embedded"
 """The peer address of an accepted connection."""
 
 
+class _PassedConnection(socket.socket):
+    """A connection whose peer a loop asks the socket for."""
+
+    def getpeername(self) -> Any:
+        return PEER
+
+
 class PassedConnections(socket.socket):
     """Accepts connections given to `add`. Like a listening socket, it is readable while a connection waits."""
 
@@ -47,7 +54,7 @@ class PassedConnections(socket.socket):
     async def next_connection(self, loop: asyncio.AbstractEventLoop) -> tuple[socket.socket, Any]:
         """The same for a loop that accepts connections without `accept`, as on Windows."""
         await loop.sock_recv(self, 1)
-        return self._waiting.popleft(), PEER
+        return _PassedConnection(fileno=self._waiting.popleft().detach()), PEER
 
     def close(self) -> None:
         """Close, together with connections that were not accepted."""

@@ -21,12 +21,12 @@ class ScratchDirectory:
         base = _base() if base is None else base
         for left in base.glob(f"{_PREFIX}*"):
             _remove_if_left(left)
-        self.path: Final = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
+        self.path: Final = platforms.HERE.make_temporary_directory(_PREFIX, base)
         self._lock = platforms.HERE.lock_directory(self.path)
 
     def close(self) -> None:
+        self._lock.close()  # before, because Windows removes no open file
         shutil.rmtree(self.path, ignore_errors=True)
-        self._lock.close()
 
 
 def _base() -> Path:
@@ -44,5 +44,5 @@ def _remove_if_left(directory: Path) -> None:
         lock = platforms.HERE.lock_directory(directory)
     except OSError:  # in use, not a directory, or removed meanwhile
         return
-    shutil.rmtree(directory, ignore_errors=True)
     lock.close()
+    shutil.rmtree(directory, ignore_errors=True)

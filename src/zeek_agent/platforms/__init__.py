@@ -42,6 +42,8 @@ class Platform(ABC):
     """Whether SQL runs in worker processes with their own privileges and limits; otherwise in the agent's process."""
     reuses_addresses: ClassVar[bool] = True
     """Whether SO_REUSEADDR only permits to listen where old connections linger; Windows lets others take the port."""
+    renames_open_files: ClassVar[bool] = True
+    """Whether a file can be renamed and removed while a program has it open."""
     has_owner_ids: ClassVar[bool] = True
     """Whether files and processes have numeric owners and modes."""
 
@@ -207,6 +209,12 @@ class Platform(ABC):
         An existing one is left as it is. Where modes decide, `mode` does. Raises OSError.
         """
 
+    def make_temporary_directory(self, prefix: str, base: Path) -> Path:
+        """Create such a directory in `base`, with a name that begins with the prefix. Raises OSError."""
+        import tempfile
+
+        return Path(tempfile.mkdtemp(prefix=prefix, dir=base))
+
     @abstractmethod
     def open_private(self, file: Path, flags: int) -> int:
         """open(2), where a new file can be opened by this user and administrators only; an existing one stays as it is.
@@ -225,6 +233,10 @@ class Platform(ABC):
     @abstractmethod
     def sync_directory(self, directory: Path) -> None:
         """Have the names in a directory on the disk, where a program can see to that. Raises OSError."""
+
+    @abstractmethod
+    def file_system_bytes(self, place: Path | int) -> int:
+        """Size of the file system of a path or, where that is possible, of an open directory. Raises OSError."""
 
     # The program
 

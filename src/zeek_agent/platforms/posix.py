@@ -89,6 +89,10 @@ class Posix(Platform):
         finally:
             os.close(descriptor)
 
+    def file_system_bytes(self, place: Path | int) -> int:
+        system = os.statvfs(place)
+        return system.f_blocks * system.f_frsize
+
     def catch_stop_signals(self, loop: asyncio.AbstractEventLoop, stop: Callable[[str], None]) -> Callable[[], None]:
         numbers = (signal.SIGTERM, signal.SIGINT)
         for number in numbers:

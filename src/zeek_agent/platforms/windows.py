@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 import signal
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
@@ -35,6 +36,7 @@ class Windows(Platform):
     has_root = False
     ignores_case = True
     path_start = "a drive, such as C:\\"
+    renames_open_files = False
     has_owner_ids = False
     reuses_addresses = False
 
@@ -183,6 +185,13 @@ class Windows(Platform):
                 if not each.is_dir():
                     raise
 
+    def make_temporary_directory(self, prefix: str, base: Path) -> Path:
+        from zeek_agent.platforms.winapi import security
+
+        directory = base / f"{prefix}{secrets.token_hex(16)}"
+        security.create_directory(directory, security.PRIVATE_DIRECTORY.format(user=security.user_sid()))
+        return directory
+
     def open_private(self, file: Path, flags: int) -> int:
         """A file never exists without its list, which would let others keep it open."""
         from zeek_agent.platforms.winapi import files, security
@@ -204,10 +213,15 @@ class Windows(Platform):
     def sync_directory(self, directory: Path) -> None:
         """Nothing: the file system's journal has the names in order."""
 
-    def new_event_loop(self) -> asyncio.AbstractEventLoop:
-        from zeek_agent.platforms.windows_loop import WindowsLoop
+    def file_system_bytes(self, place: Path | int) -> int:
+        import shutil
 
-        return WindowsLoop()
+        return shutil.disk_usage(place).total
+
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        from zeek_agent.platforms import windows_loop
+
+        return windows_loop.new_loop()
 
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
         import asyncio

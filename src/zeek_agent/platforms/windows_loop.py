@@ -6,21 +6,51 @@ Everything that needs names of asyncio that begin with an underscore is in this 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
+import platform
 import socket
 import ssl
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from zeek_agent.errors import ZeekAgentError
 from zeek_agent.platforms import winapi
+
+log = logging.getLogger(__name__)
+
+_WAIT_SECONDS: Final = 0.5
+"""The longest wait for the completion of an operation. Wine 8 loses one wake-up in about 60,000, and then the loop
+would wait for ever, although the completion is there."""
 
 if TYPE_CHECKING or sys.platform != "win32":
     _Base = asyncio.SelectorEventLoop
+
+    def _proactor() -> Any:
+        raise winapi.NotWindowsError("the event loop for pipes")
 else:
     _Base = asyncio.ProactorEventLoop
 
-log = logging.getLogger(__name__)
+    class _Proactor(asyncio.IocpProactor):
+        def select(self, timeout: float | None = None) -> list[Any]:
+            return super().select(_WAIT_SECONDS if timeout is None else min(timeout, _WAIT_SECONDS))
+
+    def _proactor() -> Any:
+        return _Proactor()
+
+
+_NEEDED: Final = ("_start_serving", "_stop_serving", "_make_duplex_pipe_transport")
+_SERVING: Final = ("protocol_factory", "sock", "sslcontext", "server", "backlog")
+
+
+def unsupported(loop: type) -> str | None:
+    """Why the methods of asyncio's loop are not those that this module replaces and calls; None if they are."""
+    missing = [name for name in _NEEDED if not callable(getattr(loop, name, None))]
+    if missing:
+        return f"it has no {', '.join(missing)}"
+    accepted = [*inspect.signature(getattr(loop, _NEEDED[0])).parameters][1 : len(_SERVING) + 1]
+    return None if tuple(accepted) == _SERVING else f"{_NEEDED[0]} takes {', '.join(accepted)}"
 
 
 class WindowsLoop(_Base):
@@ -30,7 +60,7 @@ class WindowsLoop(_Base):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(_proactor())
         self._choosing: dict[socket.socket, asyncio.Task[None]] = {}
 
     def accept_pipe(self, pipe: Any) -> asyncio.Future[Any]:
@@ -92,6 +122,15 @@ class WindowsLoop(_Base):
             starting.add(task)
             task.add_done_callback(starting.discard)
             task.add_done_callback(_note_failure)
+
+
+def new_loop() -> WindowsLoop:
+    """Raises ZeekAgentError on a version of Python that this was not written for."""
+    if reason := unsupported(_Base):
+        raise ZeekAgentError(
+            f"asyncio of Python {platform.python_version()} cannot serve pipes ({reason}): use Python 3.11 to 3.13"
+        )
+    return WindowsLoop()
 
 
 def _note_failure(task: asyncio.Task[Any]) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -84,11 +84,26 @@ _decode_trailer: Final = msgspec.msgpack.Decoder(Trailer).decode
 _decode_list: Final = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
 
+def _seek_and_write(descriptor: int, content: memoryview, offset: int) -> int:
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.write(descriptor, content)
+
+
+def _seek_and_read(descriptor: int, length: int, offset: int) -> bytes:
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    return os.read(descriptor, length)
+
+
+# Windows lacks pread and pwrite. There, no other process has the file, and no other thread uses it.
+_write: Final[Callable[[int, memoryview, int], int]] = getattr(os, "pwrite", _seek_and_write)
+_read: Final[Callable[[int, int, int], bytes]] = getattr(os, "pread", _seek_and_read)
+
+
 def write_at(descriptor: int, content: bytes | bytearray, offset: int) -> int:
     """Write all of it; the offset behind it. Raises OSError, also when the file may not become as long."""
     left = memoryview(content)
     while left:
-        written = os.pwrite(descriptor, left, offset)
+        written = _write(descriptor, left, offset)
         offset += written
         left = left[written:]
     return offset
@@ -98,7 +113,7 @@ def read_at(descriptor: int, length: int, offset: int) -> bytes:
     """Read exactly so many bytes. Raises InvalidDeltaError when the file ends before, OSError."""
     parts = []
     while length:
-        part = os.pread(descriptor, length, offset)
+        part = _read(descriptor, length, offset)
         if not part:
             raise InvalidDeltaError("a delta file is shorter than it says")
         parts.append(part)
