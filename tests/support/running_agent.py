@@ -24,7 +24,7 @@ from zeek_agent.errors import ZeekAgentError
 T = TypeVar("T")
 
 WAIT = 60.0
-START = 60.0
+START = 180.0
 STOP = 30.0
 LAST_WORDS = 4_000
 """Characters of an agent's output that a failed test shows."""

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 from bus_agents import bus_agents
@@ -37,6 +38,10 @@ CHANGED: Final = ("users", "processes", "sockets", "listening_ports", "files_lis
 """Tables of hosts that change, one in each round and each once: recipients run queries at different times, so they may
 see several changes of a table in different steps."""
 WAIT: Final = 600.0
+REAL: Final = {"limits.time": 120}
+"""Settings of real agents: several of them read all processes and sockets of one machine at the same time."""
+AT_ONCE: Final = 5
+"""Agents that start together: all are in this process, and each installs its queries twice."""
 
 RECEIVED: Final = frozenset({"t", "ts"})
 """Columns with the time at which a recipient got a row."""
@@ -57,6 +62,10 @@ class Fleet:
     real: list[RunningAgent] = field(default_factory=list)
     changed: int = 0
     """How many tables have changed."""
+
+    async def stop(self) -> None:
+        """End the agents of this process."""
+        await asyncio.gather(*(agent.stop() for agent in self.agents))
 
     def break_one(self) -> None:
         """Kill a gateway, and cut every other direct connection at the same time."""
@@ -91,6 +100,16 @@ class Fleet:
         """Wait until all queries of all agents have run."""
         for agent in self.agents:
             await until(agent.has_run, WAIT, lambda agent=agent: f"{agent.id}: {agent.waiting()}")
+        for real in self.real:
+            await until(lambda real=real: _has_run(real), WAIT, f"{real.state}: not all queries have run")
+
+
+async def _has_run(real: RunningAgent) -> bool:
+    """Whether there are queries of both recipients, and all of them have run."""
+    found = await real.ask("SELECT recipient, state, runs FROM zeek_agent_queries")
+    return len({one["recipient"] for one in found}) == 2 and all(
+        one["runs"] or one["state"] == "waiting" for one in found
+    )
 
 
 @contextmanager
@@ -105,11 +124,19 @@ def gateways(directory: Path, nats_url: str, zeek_url: str) -> Iterator[list[sub
 
 @asynccontextmanager
 async def twice_connected(
-    directory: Path, urls: tuple[str, str], number: int, *, schedule: float, real: Sequence[str] = ()
+    directory: Path,
+    urls: tuple[str, str],
+    number: int,
+    *,
+    schedule: float,
+    real: Sequence[str] = (),
+    settings: Mapping[str, object] = MappingProxyType({}),
+    prefix: Sequence[str] = (),
 ) -> AsyncIterator[Fleet]:
     """So many agents, and real ones by their ids, once their queries have run: on `schedule`, or more often.
 
-    The first URL is for direct connections, the second for gateways.
+    The first URL is for direct connections, the second for gateways. Real agents have these settings, and run by a
+    command before their own if one is given.
     """
     direct_url, behind_url = urls
     async with AsyncExitStack() as stack:
@@ -120,15 +147,19 @@ async def twice_connected(
         async with bus_agents(nats.url, CLUSTER) as bus:
             await until(lambda: {one.gateway for one in bus.beacons} >= {"gw1", "gw2"}, 90, "not both are ready")
         fleet = Fleet([], programs, relays, schedule)
+        stack.push_async_callback(fleet.stop)
         for n in range(number):
             agent = ReplayedAgent(f"A{n:03}", directory / f"A{n:03}", (relays[n % 2].url, nats.url))
-            stack.push_async_callback(agent.stop)
-            await agent.start()
             fleet.agents.append(agent)
+            await agent.start()
+            if len(fleet.agents) % AT_ONCE == 0:
+                await fleet.have_run()
         for agent_id, one in zip(real, itertools.cycle(relays), strict=False):
             (directory / agent_id).mkdir()
             destinations = (f"--zeek={one.url}", f"--zeek={nats.url}")
-            started = running(directory / agent_id, *destinations, settings={"agent.id": agent_id})
+            started = running(
+                directory / agent_id, *destinations, settings={**REAL, **settings, "agent.id": agent_id}, prefix=prefix
+            )
             fleet.real.append(await stack.enter_async_context(started))
         await fleet.have_run()
         yield fleet
