@@ -33,7 +33,7 @@ MANY = pytest.param(50, 20.0, marks=pytest.mark.soak)
 ROUNDS = 4
 PATIENT = """
 @ifdef ( Cluster::default_websocket_ping_interval )
-redef Cluster::default_websocket_ping_interval = 60sec;
+redef Cluster::default_websocket_ping_interval = 10min;
 @endif
 """
 """Zeek closes a connection that leaves two pings unanswered. All agents of a test share one process, which answers late

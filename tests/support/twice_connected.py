@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 import subprocess
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from relay import Relay, relay
 from replayed_agents import SNAPSHOT_ROWS, ReplayedAgent
 from running_agent import RunningAgent, running
 from waiting import until
+from zeek_log import parse_header
 from zeek_program import records
 
 CLUSTER: Final = "zeeks"
@@ -63,13 +65,18 @@ class Fleet:
     changed: int = 0
     """How many tables have changed."""
 
+    def busiest_gateway(self) -> int:
+        """The one with most real agents."""
+        found = [re.findall(r"through gateway gw(\d)", agent.output.read_text())[-1] for agent in self.real]
+        return int(Counter(found).most_common(1)[0][0]) - 1
+
     async def stop(self) -> None:
         """End the agents of this process."""
         await asyncio.gather(*(agent.stop() for agent in self.agents))
 
-    def break_one(self) -> None:
+    def break_one(self, gateway: int = 0) -> None:
         """Kill a gateway, and cut every other direct connection at the same time."""
-        self.gateways[0].kill()
+        self.gateways[gateway].kill()
         assert self.relays[0].cut()
 
     async def record(self, rounds: int, pause: float) -> None:
@@ -158,7 +165,11 @@ async def twice_connected(
             (directory / agent_id).mkdir()
             destinations = (f"--zeek={one.url}", f"--zeek={nats.url}")
             started = running(
-                directory / agent_id, *destinations, settings={**REAL, **settings, "agent.id": agent_id}, prefix=prefix
+                directory / agent_id,
+                *destinations,
+                settings={**REAL, **settings, "agent.id": agent_id},
+                prefix=prefix,
+                has_session=True,
             )
             fleet.real.append(await stack.enter_async_context(started))
         await fleet.have_run()
@@ -167,10 +178,19 @@ async def twice_connected(
 
 def logs(directory: Path) -> dict[str, list[Line]]:
     """The logs with rows of agents, without the columns that differ between recipients."""
-    return {
-        path.stem: [{name: cell for name, cell in line.items() if name not in RECEIVED} for line in records(path)]
-        for path in sorted(directory.glob("zeek-agent-*.log"))
-    }
+    return {path.stem: list(_lines(path)) for path in sorted(directory.glob("zeek-agent-*.log"))}
+
+
+def _lines(path: Path) -> Iterator[Line]:
+    """The lines of a log. Each Zeek writes the members of a set in an order of its own; here they are sorted."""
+    header = parse_header(path.read_bytes())
+    sets = {name for name, kind in zip(header["#fields"], header["#types"], strict=True) if kind.startswith("set[")}
+    for line in records(path):
+        yield {
+            name: tuple(sorted(cell)) if name in sets and cell is not None else cell
+            for name, cell in line.items()
+            if name not in RECEIVED
+        }
 
 
 def of_agents(found: Logs, prefix: str) -> dict[str, list[Line]]:
