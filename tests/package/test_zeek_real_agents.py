@@ -23,7 +23,7 @@ from zeek_log import parse_header, parse_log
 from zeek_program import needs_zeek, records
 
 pytest.importorskip("zeek_agent.gateway", reason="needs gateways")
-pytestmark = [needs_zeek, pytest.mark.root, pytest.mark.timeout(900)]
+pytestmark = [needs_zeek, pytest.mark.root, pytest.mark.long, pytest.mark.timeout(900)]
 
 AGENTS = ("R1", "R2", "R3")
 SCHEDULE = 10.0
