@@ -49,5 +49,9 @@ class RevokedError(SqlError):
         super().__init__(message or "the access rules were changed before all rows were sent: run the statement again")
 
 
+class WorkerUnavailableError(SqlError):
+    """No worker process could be started for a statement, which is not the statement's fault."""
+
+
 class LimitError(SqlError):
     """A statement exceeded a limit on time, rows or size."""

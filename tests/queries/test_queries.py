@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from recipients import NobodysAgent, Recorder
@@ -15,6 +16,8 @@ from recipients import NobodysAgent, Recorder
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import EventSettings, LimitSettings
 from zeek_agent.database.database import Database, Profile
+from zeek_agent.database.results import Statement
+from zeek_agent.errors import WorkerUnavailableError
 from zeek_agent.events.store import EventStore
 from zeek_agent.queries.delivery import Delivery
 from zeek_agent.queries.event_strategy import EventStrategy
@@ -430,6 +433,29 @@ async def test_a_statement_that_does_not_compile_is_reported_as_version_2_does(h
     assert message.startswith(
         "could not compile query (failed to compile SQL statement: SELECT x FROM nowhere (no such table"
     )
+
+
+async def test_a_scheduled_query_waits_for_a_worker_process_that_cannot_be_started(
+    here: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare, attempts = here.database.prepare, 0
+
+    async def prepare_late(*arguments: Any, **more: Any) -> Statement:
+        nonlocal attempts
+        attempts += 1
+        if attempts < 4:
+            raise WorkerUnavailableError("cannot start a worker process: not ready after 20 s")
+        return await prepare(*arguments, **more)
+
+    monkeypatch.setattr(here.database, "prepare", prepare_late)
+    recipient = Recorder()
+    await here.runner.install(recipient, "q", query(subscription=Subscription.SNAPSHOTS))
+    assert await recipient.next() == [(None, ("a", 1)), (None, ("b", 2))]
+    assert attempts == 4
+    assert "cannot start a worker process" in recipient.failures.get_nowait()
+    assert recipient.failures.empty()
+    await settle(here)
+    assert [one.state for one in here.runner.installed] == [QueryState.RUNNING]
 
 
 async def test_a_query_waits_for_the_tables_it_requires(here: World) -> None:

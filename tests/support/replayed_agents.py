@@ -35,6 +35,8 @@ from zeek_agent.tables import builtin_tables
 from zeek_agent.zeek.connection import ZeekConnection
 
 SETTINGS: Final = ZeekSettings(reconnect_min=0.2, reconnect_max=1.0)
+LIMITS: Final = LimitSettings(time=300.0)
+"""Statements of many agents in one process wait for each other."""
 SNAPSHOT_ROWS: Final = 3
 """Rows of a snapshot table, for each pattern of paths, before and after it changes."""
 EPOCH: Final = 1_700_000_000.0
@@ -133,7 +135,7 @@ class ReplayedAgent:
         databases: list[Database] = []
         self.store = EventStore(directory / "events.db", tables, EventSettings())
         context = TableContext(_View(self._identity, databases), AccessPolicy())  # type: ignore[arg-type]
-        self.database = Database(tables, context, LimitSettings(), self.store)
+        self.database = Database(tables, context, LIMITS, self.store)
         self.database.scans.max_age_seconds = 0.0
         databases.append(self.database)
         self.runner = QueryRunner(self.database, self.store)

@@ -24,7 +24,7 @@ from zeek_agent.errors import ZeekAgentError
 T = TypeVar("T")
 
 WAIT = 60.0
-START = 60.0
+START = 180.0
 STOP = 30.0
 LAST_WORDS = 4_000
 """Characters of an agent's output that a failed test shows."""
@@ -182,8 +182,13 @@ def started(
     settings: Mapping[str, object] | None = None,
     prefix: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    has_session: bool = False,
 ) -> Iterator[RunningAgent]:
-    """`zeek-agent run` with its state, logs and output in a directory; stopped at the end, killed if it must be."""
+    """`zeek-agent run` with its state, logs and output in a directory; stopped at the end, killed if it must be.
+
+    With a session of its own, as a service has, it gets a share of the processors (sched(7), autogroups) next to the
+    test's other programs, whatever these do.
+    """
     state, logs, output = directory / "state", directory / "logs", directory / "output"
     values = {**QUICK, **(settings or {})}
     command = [
@@ -194,7 +199,12 @@ def started(
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ZEEK_AGENT_")}
     with output.open("ab") as stream:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env={**kept, **(environment or {})}
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            env={**kept, **(environment or {})},
+            start_new_session=has_session,
         )
     agent = RunningAgent(process, state, logs, output)
     try:
@@ -214,6 +224,7 @@ async def running(
     settings: Mapping[str, object] | None = None,
     private_files: bool = False,
     prefix: Sequence[str] = (),
+    has_session: bool = False,
 ) -> AsyncIterator[RunningAgent]:
     """A started agent that answers; with `private_files` in a mount namespace, where /etc and /home are its own."""
     if private_files:
@@ -221,7 +232,7 @@ async def running(
         scratch.mkdir(exist_ok=True)
         prefix = ("unshare", "--mount", "sh", "-c", PRIVATE_FILES, "sh", str(scratch))
         _skip_unless_possible(scratch)
-    with started(directory, *arguments, settings=settings, prefix=prefix) as agent:
+    with started(directory, *arguments, settings=settings, prefix=prefix, has_session=has_session) as agent:
         await agent.ready()
         yield agent
         if agent.process.poll() is None:

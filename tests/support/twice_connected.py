@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import re
 import subprocess
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 from bus_agents import bus_agents
@@ -28,6 +30,7 @@ from relay import Relay, relay
 from replayed_agents import SNAPSHOT_ROWS, ReplayedAgent
 from running_agent import RunningAgent, running
 from waiting import until
+from zeek_log import parse_header
 from zeek_program import records
 
 CLUSTER: Final = "zeeks"
@@ -37,6 +40,10 @@ CHANGED: Final = ("users", "processes", "sockets", "listening_ports", "files_lis
 """Tables of hosts that change, one in each round and each once: recipients run queries at different times, so they may
 see several changes of a table in different steps."""
 WAIT: Final = 600.0
+REAL: Final = {"limits.time": 120}
+"""Settings of real agents: several of them read all processes and sockets of one machine at the same time."""
+AT_ONCE: Final = 5
+"""Agents that start together: all are in this process, and each installs its queries twice."""
 
 RECEIVED: Final = frozenset({"t", "ts"})
 """Columns with the time at which a recipient got a row."""
@@ -58,9 +65,18 @@ class Fleet:
     changed: int = 0
     """How many tables have changed."""
 
-    def break_one(self) -> None:
+    def busiest_gateway(self) -> int:
+        """The one with most real agents."""
+        found = [re.findall(r"through gateway gw(\d)", agent.output.read_text())[-1] for agent in self.real]
+        return int(Counter(found).most_common(1)[0][0]) - 1
+
+    async def stop(self) -> None:
+        """End the agents of this process."""
+        await asyncio.gather(*(agent.stop() for agent in self.agents))
+
+    def break_one(self, gateway: int = 0) -> None:
         """Kill a gateway, and cut every other direct connection at the same time."""
-        self.gateways[0].kill()
+        self.gateways[gateway].kill()
         assert self.relays[0].cut()
 
     async def record(self, rounds: int, pause: float) -> None:
@@ -91,6 +107,16 @@ class Fleet:
         """Wait until all queries of all agents have run."""
         for agent in self.agents:
             await until(agent.has_run, WAIT, lambda agent=agent: f"{agent.id}: {agent.waiting()}")
+        for real in self.real:
+            await until(lambda real=real: _has_run(real), WAIT, f"{real.state}: not all queries have run")
+
+
+async def _has_run(real: RunningAgent) -> bool:
+    """Whether there are queries of both recipients, and all of them have run."""
+    found = await real.ask("SELECT recipient, state, runs FROM zeek_agent_queries")
+    return len({one["recipient"] for one in found}) == 2 and all(
+        one["runs"] or one["state"] == "waiting" for one in found
+    )
 
 
 @contextmanager
@@ -105,11 +131,19 @@ def gateways(directory: Path, nats_url: str, zeek_url: str) -> Iterator[list[sub
 
 @asynccontextmanager
 async def twice_connected(
-    directory: Path, urls: tuple[str, str], number: int, *, schedule: float, real: Sequence[str] = ()
+    directory: Path,
+    urls: tuple[str, str],
+    number: int,
+    *,
+    schedule: float,
+    real: Sequence[str] = (),
+    settings: Mapping[str, object] = MappingProxyType({}),
+    prefix: Sequence[str] = (),
 ) -> AsyncIterator[Fleet]:
     """So many agents, and real ones by their ids, once their queries have run: on `schedule`, or more often.
 
-    The first URL is for direct connections, the second for gateways.
+    The first URL is for direct connections, the second for gateways. Real agents have these settings, and run by a
+    command before their own if one is given.
     """
     direct_url, behind_url = urls
     async with AsyncExitStack() as stack:
@@ -120,15 +154,23 @@ async def twice_connected(
         async with bus_agents(nats.url, CLUSTER) as bus:
             await until(lambda: {one.gateway for one in bus.beacons} >= {"gw1", "gw2"}, 90, "not both are ready")
         fleet = Fleet([], programs, relays, schedule)
+        stack.push_async_callback(fleet.stop)
         for n in range(number):
             agent = ReplayedAgent(f"A{n:03}", directory / f"A{n:03}", (relays[n % 2].url, nats.url))
-            stack.push_async_callback(agent.stop)
-            await agent.start()
             fleet.agents.append(agent)
+            await agent.start()
+            if len(fleet.agents) % AT_ONCE == 0:
+                await fleet.have_run()
         for agent_id, one in zip(real, itertools.cycle(relays), strict=False):
             (directory / agent_id).mkdir()
             destinations = (f"--zeek={one.url}", f"--zeek={nats.url}")
-            started = running(directory / agent_id, *destinations, settings={"agent.id": agent_id})
+            started = running(
+                directory / agent_id,
+                *destinations,
+                settings={**REAL, **settings, "agent.id": agent_id},
+                prefix=prefix,
+                has_session=True,
+            )
             fleet.real.append(await stack.enter_async_context(started))
         await fleet.have_run()
         yield fleet
@@ -136,10 +178,19 @@ async def twice_connected(
 
 def logs(directory: Path) -> dict[str, list[Line]]:
     """The logs with rows of agents, without the columns that differ between recipients."""
-    return {
-        path.stem: [{name: cell for name, cell in line.items() if name not in RECEIVED} for line in records(path)]
-        for path in sorted(directory.glob("zeek-agent-*.log"))
-    }
+    return {path.stem: list(_lines(path)) for path in sorted(directory.glob("zeek-agent-*.log"))}
+
+
+def _lines(path: Path) -> Iterator[Line]:
+    """The lines of a log. Each Zeek writes the members of a set in an order of its own; here they are sorted."""
+    header = parse_header(path.read_bytes())
+    sets = {name for name, kind in zip(header["#fields"], header["#types"], strict=True) if kind.startswith("set[")}
+    for line in records(path):
+        yield {
+            name: tuple(sorted(cell)) if name in sets and cell is not None else cell
+            for name, cell in line.items()
+            if name not in RECEIVED
+        }
 
 
 def of_agents(found: Logs, prefix: str) -> dict[str, list[Line]]:

@@ -34,7 +34,7 @@ from zeek_agent.containment.usage import (
 )
 from zeek_agent.containment.worker_process import KillCause, NeedHandler, WorkerProcess, WorkerState
 from zeek_agent.containment.zygote import Started, WorkerLostError, Zygote
-from zeek_agent.errors import SqlError
+from zeek_agent.errors import SqlError, WorkerUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
@@ -438,7 +438,7 @@ class WorkerPool:
     async def _start(self, key: StatementKey, kind: WorkerClass, grant: Grant | None = None) -> WorkerProcess:
         place = (key[0], kind)
         if (pause := self._restart_after - time.monotonic()) > 0:
-            raise SqlError(f"not run: worker processes cannot be started; next attempt in {pause:.0f} s")
+            raise WorkerUnavailableError(f"not run: worker processes cannot be started; next attempt in {pause:.0f} s")
         worker: WorkerProcess | None = None
         self._starting[place] += 1
         try:
@@ -454,7 +454,7 @@ class WorkerPool:
             elif isinstance(error, TimeoutError) and self._zygote is not None and not self._zygote.may_be_loading():
                 self._zygote.kill()
             reason = str(error) or f"not ready after {START_SECONDS:g} s"
-            raise SqlError(f"cannot start a worker process: {reason}") from error
+            raise WorkerUnavailableError(f"cannot start a worker process: {reason}") from error
         except BaseException:
             if worker is not None:
                 worker.kill(KillCause.CANCELLED)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from zeek_agent.containment.usage import recipient_of
-from zeek_agent.errors import RevokedError, SqlError
+from zeek_agent.errors import RevokedError, SqlError, WorkerUnavailableError
 from zeek_agent.queries.delivery import Delivery
 from zeek_agent.queries.difference_strategy import DifferenceStrategy
 from zeek_agent.queries.event_strategy import EventStrategy
@@ -210,7 +210,10 @@ class QueryRunner:
         return True
 
     async def _compile(self, installed: Installed) -> Statement:
-        """Compile the statement. Raises SqlError, also for a dialect that this agent does not know."""
+        """Compile the statement. Raises SqlError, also for a dialect that this agent does not know.
+
+        A scheduled query waits for a worker process that cannot be started now.
+        """
         try:
             profile = installed.profile
         except KeyError:
@@ -218,7 +221,15 @@ class QueryRunner:
 
             named, known = clipped(str(installed.query.dialect)), ", ".join(DIALECTS)
             raise SqlError(f"unknown dialect {named!r}; this agent has {known}") from None
-        return await self._database.prepare(installed.query.sql, profile=profile, origin=installed.recipient.identity)
+        query, start = installed.query, self._monotonic()
+        while True:
+            try:
+                return await self._database.prepare(query.sql, profile=profile, origin=installed.recipient.identity)
+            except WorkerUnavailableError as error:
+                if query.runs_once:
+                    raise
+                await self._delivery.report_error(installed, str(error))
+            await self._wait_for_next_run(start, query.schedule or 0.0)
 
     def _strategy_for(self, installed: Installed) -> EventStrategy | SnapshotStrategy | DifferenceStrategy:
         return self._events if installed.event_tables and self._events is not None else self._snapshots

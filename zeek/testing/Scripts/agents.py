@@ -216,7 +216,7 @@ async def agent(
     agent_id: str = "H1",
     groups: tuple[str, ...] = ("all", "linux"),
     clock_error: float = 0.0,
-    patience: float = 15.0,
+    patience: float = 120.0,
     tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Agent]:
     """An agent that has connected to the test's Zeek, which may still be starting."""
