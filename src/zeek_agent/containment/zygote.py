@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOADING_SECONDS: Final = 120.0
-"""An overloaded host may take that long to load the zygote. Killed before, it would begin anew each time."""
+"""An overloaded host may take that long to load the zygote. Killed before, it would never be ready."""
 
 
 class WorkerLostError(Exception):
