@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from gateway_program import cpu_seconds
 from waiting import until_sync
 from workers import quick_kills, resident
 
@@ -116,9 +117,11 @@ def test_an_interrupt_ends_the_statements_process_at_once(responder: LocalRespon
     pool = responder._agent.pool
     assert pool is not None
     (worker,) = pool.processes
+    used = cpu_seconds(worker.pid)
 
     def interrupt() -> None:
-        until_sync(lambda: worker.state is WorkerState.BUSY)
+        """Not between the worker's two tasks, which are to compile the statement and to run it."""
+        until_sync(lambda: worker.state is WorkerState.BUSY and cpu_seconds(worker.pid) > used + 0.2)
         os.kill(os.getpid(), signal.SIGINT)
 
     interrupting = threading.Thread(target=interrupt)
