@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
@@ -12,6 +13,7 @@ from zeek_agent.cli.options import Given, pack_settings, settings_options
 
 if TYPE_CHECKING:
     from zeek_agent.config import Config
+    from zeek_agent.reload import Loaded
 
 
 @click.command()
@@ -148,16 +150,10 @@ def collector(
     hangup = HangupSignal()
 
     from zeek_agent import platforms
-    from zeek_agent.reload import Loaded
     from zeek_agent.standalone import run_collector
 
-    def load() -> Loaded:
-        warnings: list[str] = []
-        config, origins = given.load(flags, warnings.append)
-        return Loaded(config, origins, warnings)
-
     try:
-        platforms.HERE.run(run_collector(load, hangup))
+        platforms.HERE.run(run_collector(partial(_loaded, given, flags), hangup))
     finally:
         hangup.ignore()
 
@@ -184,7 +180,6 @@ def gateway(given: Given, *, zeek: str | None, servers: Sequence[str], cluster: 
 
     from zeek_agent import platforms
     from zeek_agent.gateway_program import run_gateway
-    from zeek_agent.reload import Loaded
 
     flags = {
         "gateway.zeek": zeek,
@@ -193,13 +188,8 @@ def gateway(given: Given, *, zeek: str | None, servers: Sequence[str], cluster: 
         "gateway.name": name,
     }
 
-    def load() -> Loaded:
-        warnings: list[str] = []
-        config, origins = given.load(flags, warnings.append)
-        return Loaded(config, origins, warnings)
-
     try:
-        platforms.HERE.run(run_gateway(load, hangup))
+        platforms.HERE.run(run_gateway(partial(_loaded, given, flags), hangup))
     finally:
         hangup.ignore()
 
@@ -211,3 +201,12 @@ def files_helper() -> None:
 
     command = own_code.command("zeek_agent.files_helper.__main__")
     os.execv(command[0], command)
+
+
+def _loaded(given: Given, flags: Mapping[str, object]) -> Loaded:
+    """The configuration with these flags, and the warnings about it."""
+    from zeek_agent.reload import Loaded
+
+    warnings: list[str] = []
+    config, origins = given.load(flags, warnings.append)
+    return Loaded(config, origins, warnings)

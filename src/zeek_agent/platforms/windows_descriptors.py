@@ -34,8 +34,8 @@ _NO_LIST: Final = "NO_ACCESS_CONTROL"
 def writers(sddl: str) -> frozenset[str]:
     """Who may create, replace or delete files, by a directory's descriptor, other than the system and administrators.
 
-    They are SIDs or SDDL's names: `BU` are all users, `WD` is everyone, who may do so where there is no list. The owner
-    is one of them, because an owner can change the list.
+    They are SIDs or SDDL's names: `BU` are all users, `WD` is everyone. Without an access
+    list, everyone may. The owner is included, because an owner can change the list.
     """
     return _permitted(sddl, _WRITING, _WRITING_NAMES)
 

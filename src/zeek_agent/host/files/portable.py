@@ -2,7 +2,7 @@
 
 It looks paths up by their names, so what it lists may be exchanged meanwhile. What is opened is decided by the open
 file: the rules apply to the path that the system gives for its descriptor, and files with several hard links are
-compared with the denied ones by device and inode. There are no rules on mounts.
+compared with the denied ones by device and inode. Mounts are not considered.
 """
 
 from __future__ import annotations
