@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from recipients import NobodysAgent, Recorder
+from waiting import until
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config import EventSettings, LimitSettings
@@ -523,6 +524,27 @@ async def test_a_row_that_does_not_fit_its_type_is_reported_and_the_others_are_s
     await here.runner.install(zeek, "q", query("SELECT size FROM things UNION ALL SELECT 'x'"))
     assert await zeek.next() == [(None, (1,)), (None, (2,))]
     assert "size" in await asyncio.wait_for(zeek.failures.get(), 5)
+
+
+async def test_a_recipient_that_leaves_before_its_first_rows_keeps_the_position_of_its_earlier_identity(
+    tmp_path: Path,
+) -> None:
+    events = query("SELECT what FROM happenings", Subscription.EVENTS)
+    async with world(tmp_path) as before:
+        zeek = Recorder(identity="ws://127.0.0.1:1")
+        await before.runner.install(zeek, "events", events)
+        await settle(before)
+        before.runner.drop(zeek)
+    async with world(tmp_path) as after:
+        runner = QueryRunner(after.database, after.store, formerly={"embedded": ("ws://127.0.0.1:1",)})
+        await runner.install(Recorder(identity="embedded"), "events", events)
+        await until(lambda: all(one.runs for one in runner.installed))
+        await runner.close()
+        after.happen((0, "between"))
+    async with world(tmp_path) as later:
+        embedded = Recorder(identity="embedded")
+        await later.runner.install(embedded, "events", events)
+        assert await embedded.next() == [(ADD, ("between",))]
 
 
 async def test_deliveries_under_an_earlier_identity_count(tmp_path: Path) -> None:

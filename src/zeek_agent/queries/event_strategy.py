@@ -74,7 +74,7 @@ class EventStrategy:
             first = Step(store.age_clock(), dict(installed.seen))
             installed.recent = recent or RecentProgress(incarnation, (first,))
             self._note_incarnation(EndedIncarnation(installed.owner, incarnation))
-        if delivered is None:
+        if delivered is None or delivered.owner != installed.owner:  # the next start may not know the earlier identity
             self._delivery.save_state(installed)
 
     def end_incarnation(self, owner: str, incarnation: str) -> None:
