@@ -76,7 +76,7 @@ async def test_an_ignore_pattern_that_takes_a_minute_is_ended_at_the_limit(tmp_p
 async def test_a_hung_mount_that_is_allowed_stops_only_the_statements_that_enter_it(tmp_path: Path) -> None:
     place = tmp_path / "hung"
     place.mkdir()
-    settings = {"limits.time": 0.2, "access.filesystems_allow": '["fuse"]'}
+    settings = {"limits.time": 3, "access.filesystems_allow": '["fuse"]'}
     async with running(tmp_path, NOBODY, settings=settings, prefix=OWN_MOUNTS) as agent:
         with hung_mount(agent.pid, place):
             hung = f"SELECT * FROM files_list('{place}/*')"
