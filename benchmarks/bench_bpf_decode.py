@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from zeek_agent.config import EventSettings, SourceSettings
+from zeek_agent.config.sections import EventSettings, SourceSettings
 from zeek_agent.events.store import EventStore
 from zeek_agent.recording.bpf_monitor import BpfMonitor, RecordStream
 from zeek_agent.recording.processes.process_cache import ProcessCache

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from zeek_agent.config import EventSettings, SourceSettings
+from zeek_agent.config.sections import EventSettings, SourceSettings
 from zeek_agent.events.store import EventStore
 from zeek_agent.recording.bpf_monitor import BpfMonitor
 from zeek_agent.recording.processes.ebpf_processes import EbpfProcesses

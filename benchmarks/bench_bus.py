@@ -31,7 +31,7 @@ from zeek_server import zeek_server
 from zeek_agent import destination
 from zeek_agent.bus.connection import BusConnection
 from zeek_agent.bus.credentials import BusFiles
-from zeek_agent.config import BusSettings, ZeekSettings
+from zeek_agent.config.sections import BusSettings, ZeekSettings
 from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.zeek import protocol
 from zeek_agent.zeek.connection import ZeekConnection

@@ -22,7 +22,7 @@ from rich.table import Table
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 
-from zeek_agent.config import ZeekSettings
+from zeek_agent.config.sections import ZeekSettings
 from zeek_agent.database.database import ResultColumn
 from zeek_agent.database.encodings import EventsEncoding
 from zeek_agent.queries.subscriptions import Change, Query, Report

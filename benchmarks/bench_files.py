@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import LimitSettings
+from zeek_agent.config.sections import LimitSettings
 from zeek_agent.database.database import Database, Lane
 from zeek_agent.table import TableContext
 from zeek_agent.tables import builtin_tables

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from zeek_agent.bpf.records import RecordKind
-from zeek_agent.config import EventSettings
+from zeek_agent.config.sections import EventSettings
 from zeek_agent.events.store import EventStore
 from zeek_agent.masking.masker import Masker
 from zeek_agent.recording.bpf_monitor import BpfMonitor, RecordStream

@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import Config, EventSettings, LimitSettings
+from zeek_agent.config.declarations import Config
+from zeek_agent.config.sections import EventSettings, LimitSettings
 from zeek_agent.containment.accounts import worker_account
 from zeek_agent.containment.contained_database import ContainedDatabase
 from zeek_agent.containment.messages import Need, Setup

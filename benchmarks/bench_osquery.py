@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import LimitSettings, OsquerySettings
+from zeek_agent.config.sections import LimitSettings, OsquerySettings
 from zeek_agent.database.database import Database
 from zeek_agent.osquery.bridge import Bridge
 from zeek_agent.table import Constraints, TableContext

@@ -17,7 +17,7 @@ from rig import crowd
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.bpf import iterators
-from zeek_agent.config import AccessSettings, LimitSettings
+from zeek_agent.config.sections import AccessSettings, LimitSettings
 from zeek_agent.contract import NoAgent
 from zeek_agent.database.database import Database
 from zeek_agent.table import TableContext

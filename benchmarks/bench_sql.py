@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as Printed
 
-from zeek_agent.config import EventSettings
+from zeek_agent.config.sections import EventSettings
 from zeek_agent.database.database import Database, Lane, Profile
 from zeek_agent.events.store import EventStore
 from zeek_agent.schema import Column, Row

@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from zeek_agent.config import EventSettings
+from zeek_agent.config.sections import EventSettings
 from zeek_agent.events.store import EventStore
 from zeek_agent.schema import Column, Row
 from zeek_agent.table import Table

@@ -19,7 +19,7 @@ import psutil
 from rig import crowd
 
 from zeek_agent.bpf import iterators
-from zeek_agent.config import LimitSettings
+from zeek_agent.config.sections import LimitSettings
 from zeek_agent.database.database import Database, Profile
 from zeek_agent.schema import Row, Value
 from zeek_agent.table import Constraints, Table, TableContext

@@ -26,7 +26,7 @@ from rich.table import Table
 from rig import AGENT_ID, agent
 from websockets.asyncio.client import connect
 
-from zeek_agent.config import ZeekSettings
+from zeek_agent.config.sections import ZeekSettings
 from zeek_agent.database.database import ResultColumn
 from zeek_agent.database.encodings import EventsEncoding
 from zeek_agent.destination import PATH

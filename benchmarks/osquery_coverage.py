@@ -32,7 +32,7 @@ import yaml
 from zeek_agent.collector.osquery_pack import DISTRIBUTIONS
 from zeek_agent.collector.relaxed_json import JsonError, parse
 from zeek_agent.collector.statement_check import Verdict, verdict
-from zeek_agent.config import LimitSettings, OsquerySettings
+from zeek_agent.config.sections import LimitSettings, OsquerySettings
 from zeek_agent.database.functions import FUNCTIONS
 from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import SharedScans

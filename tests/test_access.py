@@ -6,7 +6,7 @@ import pytest
 
 from zeek_agent.access import AccessPolicy, Contents, ShownFiles
 from zeek_agent.access_defaults import PATHS_DENY
-from zeek_agent.config import AccessSettings
+from zeek_agent.config.sections import AccessSettings
 from zeek_agent.errors import UsageError
 
 DENIED = [

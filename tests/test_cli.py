@@ -27,7 +27,7 @@ from waiting import until_sync
 from zeek_server import zeek_server
 
 from zeek_agent import bpf
-from zeek_agent.config import load
+from zeek_agent.config.loading import load
 from zeek_agent.errors import ZeekAgentError
 from zeek_agent.events.store import EventStore
 from zeek_agent.queries.subscriptions import Query
@@ -468,9 +468,9 @@ def test_a_table_is_suggested_for_a_rule_only_if_it_is_similar() -> None:
 
 WITH_FORMER_NAME = [sys.executable, "-c", """
 import functools, sys
-from zeek_agent import config
+from zeek_agent.config import loading
 from zeek_agent.cli import program
-config.load = functools.partial(config.load, renamed={"limits.seconds": "limits.time"})
+loading.load = functools.partial(loading.load, renamed={"limits.seconds": "limits.time"})
 sys.exit(program.run_command(sys.argv[1:]))
 """]  # fmt: skip
 """The program, as if a setting had another name before."""
@@ -520,7 +520,7 @@ def test_an_agent_logs_the_present_name_of_a_setting(tmp_path: Path, state: Path
     place = ("--state-dir", str(state), "--logs", str(tmp_path / "logs"), "--set", "collector.listen=127.0.0.1:0")
     flags = (*place, "--set", "limits.seconds=3")
     with running("run", *flags, log=tmp_path / "agent.log", state=state, program=WITH_FORMER_NAME):
-        sql = "SELECT message FROM zeek_agent_log WHERE level = 'warning' AND component = 'zeek_agent.config'"
+        sql = "SELECT message FROM zeek_agent_log WHERE level = 'warning' AND component = 'zeek_agent.config.loading'"
         warned = run("query", sql, "--format", "csv", "--state-dir", str(state)).stdout.splitlines()[1:]
     assert warned == ['"command line: limits.seconds is deprecated, use its new name limits.time"']
 

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from zeek_agent import config
+from zeek_agent.config import declarations, loading
+from zeek_agent.config.sections import AccessSettings, LimitSettings
+from zeek_agent.config.server_sections import CollectorSettings
 from zeek_agent.errors import UsageError
 from zeek_agent.terminal import config_check
 
@@ -23,7 +25,7 @@ def file(tmp_path: Path) -> Path:
 
 def complaint(file: Path | None = None, environment: dict[str, str] | None = None, **flags: object) -> str:
     with pytest.raises(UsageError) as caught:
-        config.load(file, environment or {}, {name.replace("__", "."): value for name, value in flags.items()})
+        loading.load(file, environment or {}, {name.replace("__", "."): value for name, value in flags.items()})
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -32,9 +34,9 @@ def complaint(file: Path | None = None, environment: dict[str, str] | None = Non
 def test_flags_override_environment_overrides_file_overrides_defaults(file: Path) -> None:
     file.write_text('[limits]\ntime = 1\nrows = 1\nworkers = 1\n[log]\nlevel = "debug"\n')
     environment = {"ZEEK_AGENT_LIMITS__TIME": "2", "ZEEK_AGENT_LIMITS__ROWS": "2"}
-    loaded, origins = config.load(file, environment, {"limits.time": 3})
+    loaded, origins = loading.load(file, environment, {"limits.time": 3})
     assert (loaded.limits.time, loaded.limits.rows, loaded.limits.workers) == (3.0, 2, 1)
-    assert loaded.limits.value_bytes == config.LimitSettings().value_bytes
+    assert loaded.limits.value_bytes == LimitSettings().value_bytes
     assert origins["limits.time"] == "command line"
     assert origins["limits.rows"] == "environment ZEEK_AGENT_LIMITS__ROWS"
     assert origins["limits.workers"] == origins["log.level"] == str(file)
@@ -43,12 +45,12 @@ def test_flags_override_environment_overrides_file_overrides_defaults(file: Path
 
 def test_a_whole_number_is_fine_where_a_number_is_expected(file: Path) -> None:
     file.write_text("zeek.hello_interval = 5\n")
-    loaded, _ = config.load(file, {})
+    loaded, _ = loading.load(file, {})
     assert loaded.zeek.hello_interval == 5.0
 
 
 def test_destinations_from_the_environment_are_separated_by_spaces_or_commas() -> None:
-    loaded, _ = config.load(None, {"ZEEK_AGENT_ZEEK": "zeek1, wss://zeek2:443 [::1]:99", "HOME": "/nonexistent"})
+    loaded, _ = loading.load(None, {"ZEEK_AGENT_ZEEK": "zeek1, wss://zeek2:443 [::1]:99", "HOME": "/nonexistent"})
     assert [url.partition("/v1/")[0] for url in loaded.zeek.destinations] == [
         "ws://zeek1:27759",
         "wss://zeek2:443",
@@ -57,21 +59,21 @@ def test_destinations_from_the_environment_are_separated_by_spaces_or_commas() -
 
 
 def test_lists_with_spaces_in_them_can_be_given_as_json() -> None:
-    variable = config.settings()["access.redact"].variable
-    loaded, _ = config.load(None, {variable: r'["a, b", "\\d+"]', "HOME": "/nonexistent"})
+    variable = declarations.settings()["access.redact"].variable
+    loaded, _ = loading.load(None, {variable: r'["a, b", "\\d+"]', "HOME": "/nonexistent"})
     assert loaded.access.redact == ("a, b", r"\d+")
 
 
 def test_foreign_and_empty_variables_are_ignored() -> None:
     environment = {"ZEEK_AGENT_PORT": "tcp://10.0.0.1:80", "ZEEK_AGENT_STATE_DIR": "", "HOME": "/nonexistent"}
-    loaded, origins = config.load(None, environment)
-    assert loaded == config.Config()
+    loaded, origins = loading.load(None, environment)
+    assert loaded == declarations.Config()
     assert set(origins.values()) == {"default"}
 
 
 def test_the_file_can_be_named_by_the_environment(file: Path) -> None:
     file.write_text('state_dir = "/somewhere"\n')
-    loaded, _ = config.load(None, {"ZEEK_AGENT_CONFIG": str(file)})
+    loaded, _ = loading.load(None, {"ZEEK_AGENT_CONFIG": str(file)})
     assert loaded.state_dir == "/somewhere"
 
 
@@ -81,10 +83,10 @@ RENAMED = {"limits.seconds": "limits.time", "bounds.rows": "limits.rows", "direc
 
 def loaded_as_renamed(
     file: Path | None = None, environment: dict[str, str] | None = None, flags: dict[str, object] | None = None
-) -> tuple[config.Config, dict[str, str], list[str]]:
+) -> tuple[declarations.Config, dict[str, str], list[str]]:
     warnings: list[str] = []
     environment = {"HOME": "/nonexistent", **(environment or {})}
-    loaded, origins = config.load(file, environment, flags, renamed=RENAMED, warn=warnings.append)
+    loaded, origins = loading.load(file, environment, flags, renamed=RENAMED, warn=warnings.append)
     return loaded, {name: origin for name, origin in origins.items() if origin != "default"}, warnings
 
 
@@ -167,8 +169,8 @@ def test_a_name_that_no_setting_ever_had_is_still_an_error(file: Path) -> None:
 
 
 def test_former_names_lead_to_present_settings_and_are_taken_by_none() -> None:
-    assert set(config.RENAMED.values()) <= config.settings().keys()
-    assert config.RENAMED.keys().isdisjoint(config.settings())
+    assert set(loading.RENAMED.values()) <= declarations.settings().keys()
+    assert loading.RENAMED.keys().isdisjoint(declarations.settings())
 
 
 def test_an_unknown_key_is_an_error_that_names_the_nearest_one(file: Path) -> None:
@@ -213,7 +215,7 @@ def test_a_wrong_type_names_key_and_expectation(file: Path, text: str, expected:
 
 def test_all_of_a_directory_can_be_watched_with_or_without_stars(file: Path) -> None:
     file.write_text('sources.files_watch = ["/srv/**", "/srv", "!/home/*/.cache/**", "/**"]')
-    loaded, _ = config.load(file, {})
+    loaded, _ = loading.load(file, {})
     assert loaded.sources.files_watch == ("/srv/**", "/srv", "!/home/*/.cache/**", "/**")
 
 
@@ -235,9 +237,9 @@ def test_a_file_that_is_missing_or_no_toml_is_named(file: Path, tmp_path: Path) 
 
 
 def test_rows_have_value_origin_and_default_of_every_setting() -> None:
-    loaded, origins = config.load(None, {"HOME": "/nonexistent"}, {"zeek.groups": ["a", "b"], "log.level": "debug"})
-    rows = {name: rest for name, *rest in config.rows(loaded, origins)}
-    assert rows.keys() == config.settings().keys()
+    loaded, origins = loading.load(None, {"HOME": "/nonexistent"}, {"zeek.groups": ["a", "b"], "log.level": "debug"})
+    rows = {name: rest for name, *rest in declarations.rows(loaded, origins)}
+    assert rows.keys() == declarations.settings().keys()
     assert rows["zeek.groups"] == ['["a", "b"]', "command line", "[]"]
     assert rows["log.level"] == ["debug", "command line", "info"]
     assert rows["agent.id"] == [None, "default", None]
@@ -251,15 +253,15 @@ def test_missing_files_and_groups_are_named(tmp_path: Path) -> None:
         "access.redact": ["("],
         "collector.pack": str(tmp_path / "absent.toml"),
     }.items():
-        loaded, _ = config.load(None, {"HOME": "/nonexistent"}, {name: value})
+        loaded, _ = loading.load(None, {"HOME": "/nonexistent"}, {name: value})
         with pytest.raises(UsageError) as caught:
             config_check.check_files_and_groups(loaded)
         assert name in str(caught.value) or str(value) in str(caught.value)
 
 
-def loaded_with(**settings: object) -> config.Config:
+def loaded_with(**settings: object) -> declarations.Config:
     values = {name.replace("__", "."): value for name, value in settings.items()}
-    return config.load(None, {"HOME": "/nonexistent"}, values)[0]  # type: ignore[arg-type]
+    return loading.load(None, {"HOME": "/nonexistent"}, values)[0]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", ["allow", "deny"])
@@ -325,7 +327,7 @@ def test_rules_may_name_any_table_of_any_platform_and_of_osquery(caplog: pytest.
 
 @given(st.text(max_size=30))
 def test_any_text_for_any_setting_is_taken_or_refused_in_words(text: str) -> None:
-    for setting in config.settings().values():
+    for setting in declarations.settings().values():
         message = None
         try:
             value = setting.parse(text, "here")
@@ -338,10 +340,10 @@ def test_any_text_for_any_setting_is_taken_or_refused_in_words(text: str) -> Non
 
 
 def test_every_default_is_a_valid_value_and_survives_toml() -> None:
-    for setting in config.settings().values():
+    for setting in declarations.settings().values():
         assert setting.summary
         if setting.default is not None:
-            read = tomllib.loads(f"x = {config.literal(setting.default)}")["x"]
+            read = tomllib.loads(f"x = {declarations.literal(setting.default)}")["x"]
             assert setting.convert(read, "here") == setting.default
 
 
@@ -356,7 +358,7 @@ def test_all_errors_can_be_collected(file: Path) -> None:
         "collector.listen": "nowhere",
     }
     refused: list[UsageError] = []
-    loaded, origins = config.load(file, environment, flags, refuse=refused.append)
+    loaded, origins = loading.load(file, environment, flags, refuse=refused.append)
     assert [re.sub(r"\(.*", "", str(error)).removeprefix(f"{file}: ") for error in refused] == [
         "unknown key nonsense",
         "zeek: expected a section ",
@@ -370,15 +372,15 @@ def test_all_errors_can_be_collected(file: Path) -> None:
         "command line: collector.listen: expected HOST:PORT, got 'nowhere'",
         "command line: zeek.reconnect_max ",
     ]
-    assert loaded.limits == structs.replace(config.LimitSettings(), time=5.0)
+    assert loaded.limits == structs.replace(LimitSettings(), time=5.0)
     assert origins["limits.time"] == str(file)
     assert loaded.zeek.destinations == ("ws://zeek:27759/v1/messages/json",)
-    assert loaded.collector == config.CollectorSettings()
+    assert loaded.collector == CollectorSettings()
 
 
 def test_every_access_rule_is_checked() -> None:
-    access = config.AccessSettings(redact=("(", "fine", "["))
-    errors, warnings = config_check.all_problems(config.Config(access=access))
+    access = AccessSettings(redact=("(", "fine", "["))
+    errors, warnings = config_check.all_problems(declarations.Config(access=access))
     assert [error.partition(" is not")[0] for error in errors] == ["access.redact: '('", "access.redact: '['"]
     assert warnings == []
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
-from zeek_agent import config
+from zeek_agent.config import declarations
 
 PAGE = (ROOT / "docs/deploy.md").read_text()
 ANSIBLE = ROOT / "packaging/ansible"
@@ -39,7 +39,7 @@ def test_each_variable_has_a_default_a_specification_a_use_and_a_row_in_the_page
 
 
 def test_settings_that_the_role_and_the_page_name_exist() -> None:
-    known = config.settings()
+    known = declarations.settings()
     for name in re.findall(r"`((?:zeek|events|limits|sources|collector|metrics)\.[a-z_.]+)`", PAGE):
         assert name in known, name
     derived = (ROLE / "vars/main.yml").read_text()
@@ -66,7 +66,7 @@ def test_files_of_the_role_that_the_page_shows_are_valid() -> None:
     (toml,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
     collector = tomllib.loads(toml)["collector"]
     assert collector["listen"].endswith(":27759")
-    settings = {name.rpartition(".")[2] for name in config.settings() if name.startswith("collector.tls.")}
+    settings = {name.rpartition(".")[2] for name in declarations.settings() if name.startswith("collector.tls.")}
     assert collector["tls"].keys() == settings - {"crl"}, "lists of revoked certificates are made for fleets only"
     assert "serial" in PAGE
     assert 'serial: [2, "5%", "25%", "100%"]' in (ANSIBLE / "deploy.yml").read_text()

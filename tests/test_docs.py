@@ -10,8 +10,9 @@ import click
 import pytest
 from places import ROOT
 
-from zeek_agent import config, reference
+from zeek_agent import reference
 from zeek_agent.cli.program import commands
+from zeek_agent.config import declarations, loading
 from zeek_agent.database.functions import FUNCTIONS
 from zeek_agent.terminal.shell import COMMANDS
 from zeek_agent.terminal.table_text import zeek_field, zeek_record
@@ -77,7 +78,7 @@ def test_every_command_and_option_is_described() -> None:
 
 def test_every_setting_is_described() -> None:
     page = (ROOT / "docs/configuration.md").read_text()
-    for setting in config.settings().values():
+    for setting in declarations.settings().values():
         section, _, key = setting.name.rpartition(".")
         part = page.partition(f"## [{section}]\n" if section else "## Top level\n")[2].partition("\n## ")[0]
         assert f"| `{key}` |" in part, setting.name
@@ -91,16 +92,17 @@ def test_renamed_settings_are_listed() -> None:
 
 def test_the_example_configuration_holds_the_defaults(tmp_path: Path) -> None:
     example = (ROOT / "packaging/zeek-agent.toml").read_text()
-    assert config.load(None, {"ZEEK_AGENT_CONFIG": str(ROOT / "packaging/zeek-agent.toml")})[0] == config.Config()
+    environment = {"ZEEK_AGENT_CONFIG": str(ROOT / "packaging/zeek-agent.toml")}
+    assert loading.load(None, environment)[0] == declarations.Config()
     lines = [
         line.removeprefix("#") if line.startswith("#") and line[1:2] != " " else line for line in example.splitlines()
     ]
     settable = "\n".join(line for line in lines if '"…"' not in line)
     file = tmp_path / "all.toml"
     file.write_text(settable)
-    loaded, origins = config.load(file, {})
-    assert loaded == config.Config()
-    unset = {name for name, setting in config.settings().items() if setting.default is None}
+    loaded, origins = loading.load(file, {})
+    assert loaded == declarations.Config()
+    unset = {name for name, setting in declarations.settings().items() if setting.default is None}
     assert {name for name, origin in origins.items() if origin == "default"} == unset
     tomllib.loads("\n".join(lines))
 
@@ -131,7 +133,7 @@ def test_every_promise_of_security_names_tests_that_exist() -> None:
 def test_the_limits_of_worker_processes_are_described_with_the_rest() -> None:
     limits = (ROOT / "docs/architecture.md").read_text().partition("## Limits\n")[2]
     for name in ("processes", "workers", "worker_bytes", "time", "cpu", "memory_bytes", "state_bytes"):
-        assert f"limits.{name}" in config.settings()
+        assert f"limits.{name}" in declarations.settings()
         assert f"`limits.{name}`" in limits
 
 

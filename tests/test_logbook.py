@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zeek_agent import logbook
-from zeek_agent.config import LogSettings
+from zeek_agent.config.sections import LogSettings
 from zeek_agent.errors import UsageError
 from zeek_agent.text import escaped
 

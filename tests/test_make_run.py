@@ -22,7 +22,8 @@ from children import fork_in_terminal
 from places import ROOT
 
 from zeek_agent import paths
-from zeek_agent.config import Config, load
+from zeek_agent.config.declarations import Config
+from zeek_agent.config.loading import load
 
 SYSTEM = (
     "bash",

@@ -11,8 +11,9 @@ from pathlib import Path
 import click
 import pytest
 
-from zeek_agent import config, manual
+from zeek_agent import manual
 from zeek_agent.cli.program import commands
+from zeek_agent.config import declarations
 
 CHECKS = {"bash": ["bash", "-n"], "zsh": ["zsh", "-n"], "fish": ["fish", "--no-execute"]}
 
@@ -46,7 +47,7 @@ def test_the_page_has_every_command_and_option() -> None:
 
 def test_the_page_has_every_setting() -> None:
     page = manual.configuration_page()
-    for name in config.settings():
+    for name in declarations.settings():
         assert f".B {name.rpartition('.')[2]}\n" in page
 
 

@@ -17,7 +17,7 @@ import pytest
 from sql import database
 
 from zeek_agent import reference, tables
-from zeek_agent.config import AccessSettings
+from zeek_agent.config.sections import AccessSettings
 from zeek_agent.errors import AccessDeniedError
 from zeek_agent.host import programs
 from zeek_agent.host.programs import ProgramError, run_program

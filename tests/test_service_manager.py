@@ -138,7 +138,7 @@ def test_hung_and_ended_threads_are_problems() -> None:
 
 
 def _settings() -> object:
-    from zeek_agent.config import SourceSettings
+    from zeek_agent.config.sections import SourceSettings
 
     return SourceSettings()
 

@@ -56,7 +56,7 @@ LETTERS_MIN: Final = 12
 RELAYED: Final = {
     "terminal/config_check.py: found.text",
     "access.py: reason.decode(errors='replace') if isinstance(reason, bytes) else str(reason)",  # of RE2
-    "agent.py: warning",  # of config.py and config_check.py
+    "agent.py: warning",  # of loading.py and config_check.py
     "bus/connection.py: f' ({times} times)' * (times > 1)",
     "bus/link.py: causes[-1]",  # of the library
     "bus/sender.py: cause",  # of session.py
@@ -83,7 +83,7 @@ RELAYED: Final = {
     "host/files/reads.py: omission.value",
     "host/programs.py: ctypes.get_errno()",
     "host/programs.py: f'{program} {how}'",
-    "logbook.py: warning",  # of config.py
+    "logbook.py: warning",  # of loading.py
     "database/lookups.py: self._module.requirement",
     "database/lookups.py: self.module.requirement",
     "database/lookups.py: self.requirement",
@@ -97,8 +97,8 @@ RELAYED: Final = {
     "recording/sockets/ebpf_sockets.py: '; '.join(missing)",
     "recording/supervisor.py: failure",
     "results/result_file.py: str(found)",  # of SQLite
-    "standalone.py: warning",  # of config.py
-    "gateway_program.py: warning",  # of config.py
+    "standalone.py: warning",  # of loading.py
+    "gateway_program.py: warning",  # of loading.py
     "platforms/named_pipes.py: 'kernel32'",  # of NotWindowsError, which makes the text
     "platforms/winapi/__init__.py: 'FormatMessageW'",
     "platforms/winapi/__init__.py: 'GetLastError'",

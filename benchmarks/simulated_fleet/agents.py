@@ -12,14 +12,14 @@ from zeek_agent import destination
 from zeek_agent.bus.connection import BusConnection
 from zeek_agent.bus.credentials import BusFiles
 from zeek_agent.bus.session import Times
-from zeek_agent.config import BusTlsSettings
+from zeek_agent.config.sections import BusTlsSettings
 from zeek_agent.identity import Identity
 from zeek_agent.platforms.linux import PLATFORM as LINUX
 from zeek_agent.queries.runner import QueryRunner
 from zeek_agent.zeek.connection import ZeekConnection
 
 if TYPE_CHECKING:
-    from zeek_agent.config import BusSettings, ZeekSettings
+    from zeek_agent.config.sections import BusSettings, ZeekSettings
     from zeek_agent.queries.installed import Installed
 
 NO_FILES: Final = BusFiles(None, BusTlsSettings())

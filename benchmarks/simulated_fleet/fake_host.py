@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from zeek_agent import version_number
-from zeek_agent.config import LimitSettings
+from zeek_agent.config.sections import LimitSettings
 from zeek_agent.database.database import Lane, Profile, SqlDatabase
 from zeek_agent.database.results import Result, ResultColumn, Statement
 from zeek_agent.errors import SqlError

@@ -23,7 +23,7 @@ from msgspec import Struct
 from simulated_fleet.agents import SimulatedAgent
 from simulated_fleet.fake_host import TABLE, Phase, Recording
 from zeek_agent.bus.session import Times
-from zeek_agent.config import BusSettings, ZeekSettings
+from zeek_agent.config.sections import BusSettings, ZeekSettings
 from zeek_agent.zeek import session
 
 HELLO_CHECK_SECONDS: Final = 60.0

@@ -16,7 +16,7 @@ from typing import Any, Final
 import re2
 
 from zeek_agent import access_defaults, platforms
-from zeek_agent.config import AccessSettings
+from zeek_agent.config.sections import AccessSettings
 from zeek_agent.errors import UsageError
 from zeek_agent.masking.masker import Masker
 from zeek_agent.privileges import Privileges

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import apsw
 
 from zeek_agent import __version__, heap, identity, logbook, paths, platforms, service_manager
-from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
 from zeek_agent.bpf import iterators, probe
+from zeek_agent.config import declarations
 from zeek_agent.containment import agent_capabilities, needs
 from zeek_agent.containment.contained_database import ContainedDatabase
 from zeek_agent.containment.uncontained_database import UncontainedDatabase
@@ -50,7 +50,8 @@ if TYPE_CHECKING:
     from zeek_agent.bus.connection import BusConnection
     from zeek_agent.collector.embedded import EmbeddedCollector
     from zeek_agent.collector.in_process import CollectorInProcess
-    from zeek_agent.config import Config, MetricsSettings, SourceSettings
+    from zeek_agent.config.declarations import Config
+    from zeek_agent.config.sections import MetricsSettings, SourceSettings
     from zeek_agent.containment.agent_capabilities import Dropped
     from zeek_agent.containment.messages import Need, Setup
     from zeek_agent.containment.pool import WorkerStatus
@@ -524,7 +525,7 @@ class Agent:
         return self._ring.rows()
 
     def config(self) -> Iterable[Row]:
-        return configuration.rows(self._config, self._origins)
+        return declarations.rows(self._config, self._origins)
 
     def status(self) -> Mapping[str, Any]:
         """Facts for `zeek-agent status`."""

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from zeek_agent import platforms
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import AccessSettings, LimitSettings
+from zeek_agent.config.sections import AccessSettings, LimitSettings
 from zeek_agent.database.database import Database, Lane, Profile
 from zeek_agent.errors import SqlError
 from zeek_agent.host.files.reads import FileReads

@@ -10,7 +10,7 @@ from zeek_agent.recording.registry import KINDS
 from zeek_agent.tables import builtin_tables, plugin_tables
 
 if TYPE_CHECKING:
-    from zeek_agent.config import Config
+    from zeek_agent.config.declarations import Config
     from zeek_agent.own_tables.declarations import OwnTable
     from zeek_agent.table import Table
 

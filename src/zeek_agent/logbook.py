@@ -21,7 +21,7 @@ from zeek_agent.errors import UsageError
 from zeek_agent.text import escaped
 
 if TYPE_CHECKING:
-    from zeek_agent.config import LogSettings
+    from zeek_agent.config.sections import LogSettings
 
 LINE_BYTES: Final = 4096
 """Maximum of a line with its newline, and of a message in the table."""
@@ -194,7 +194,7 @@ def set_up(settings: LogSettings, *, quiet: bool = False, warnings: Iterable[str
     set_level(settings.level)
     logging.captureWarnings(True)
     for warning in warnings:
-        logging.getLogger("zeek_agent.config").warning("%s", warning)
+        logging.getLogger("zeek_agent.config.loading").warning("%s", warning)
     return ring
 
 

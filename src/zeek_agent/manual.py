@@ -14,9 +14,9 @@ from typing import Final
 import click
 from click import shell_completion
 
-from zeek_agent import config
 from zeek_agent.cli.options import NAME
 from zeek_agent.cli.program import commands
+from zeek_agent.config import declarations
 from zeek_agent.platforms.linux import Linux
 
 COMPLETIONS: Final = {"bash": f"{NAME}.bash", "zsh": f"_{NAME}", "fish": f"{NAME}.fish"}
@@ -84,7 +84,7 @@ def configuration_page() -> str:
         r".B zeek\-agent config check",
         "lists.",
     ]
-    by_section = itertools.groupby(config.settings().values(), lambda one: one.name.rpartition(".")[0])
+    by_section = itertools.groupby(declarations.settings().values(), lambda one: one.name.rpartition(".")[0])
     for section, settings in by_section:
         lines.append(f".SH {f'[{section}]' if section else 'TOP LEVEL'}")
         for one in settings:
@@ -102,10 +102,10 @@ def completion(shell: str) -> str:
     return (complete.source_template % complete.source_vars()).strip() + "\n"
 
 
-def _default(one: config.Setting) -> str:
+def _default(one: declarations.Setting) -> str:
     if one.default is None:
         return "Default: unset"
-    value = config.literal(one.default)
+    value = declarations.literal(one.default)
     return "Default: a list, see the configuration file" if len(value) > _LONG_DEFAULT else f"Default: {_text(value)}"
 
 

@@ -16,7 +16,7 @@ from zeek_agent import platforms
 from zeek_agent.platforms import Platform
 
 if TYPE_CHECKING:
-    from zeek_agent.config import Config
+    from zeek_agent.config.declarations import Config
 
 FLEET_FILES: Final = ("agent.creds", "client.pem", "client.key", "pending.seed", "enrolment.json")
 """Files in the directory `Paths.fleet`; `fleet/enrolled.py` describes them."""

@@ -18,8 +18,9 @@ from typing import Final
 
 import click
 
-from zeek_agent import config, manual
+from zeek_agent import manual
 from zeek_agent.access_defaults import CONTENTS_PRIVATE, CONTENTS_PUBLIC, LOCAL_FILE_SYSTEMS, PATHS_DENY
+from zeek_agent.config import declarations, loading
 from zeek_agent.database.functions import BUILT_IN, FUNCTIONS
 from zeek_agent.database.sandbox import PRAGMAS, TABLE_FUNCTIONS
 from zeek_agent.database.time_columns import TIME_AGGREGATES
@@ -351,8 +352,8 @@ def _option_row(option: click.Option, context: click.Context) -> tuple[str, str]
     return f"`{names}`", help_text
 
 
-def configuration_page(renamed: Mapping[str, str] = config.RENAMED) -> str:
-    """docs/configuration.md; `renamed` is as `config.RENAMED`."""
+def configuration_page(renamed: Mapping[str, str] = loading.RENAMED) -> str:
+    """docs/configuration.md; `renamed` is as `loading.RENAMED`."""
     parts = [
         GENERATED,
         "# Configuration",
@@ -404,7 +405,7 @@ def configuration_page(renamed: Mapping[str, str] = config.RENAMED) -> str:
         "other commands of the clone's program, `.venv/bin/zeek-agent`, look there first if neither `state_dir` nor "
         "`control.socket` is set.",
     ]
-    by_section = itertools.groupby(config.settings().values(), lambda one: one.name.rpartition(".")[0])
+    by_section = itertools.groupby(declarations.settings().values(), lambda one: one.name.rpartition(".")[0])
     for section, settings in by_section:
         parts.append(f"## {f'[{section}]' if section else 'Top level'}")
         if summary := section_summary(section):
@@ -422,10 +423,10 @@ def configuration_page(renamed: Mapping[str, str] = config.RENAMED) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _default(one: config.Setting) -> str:
+def _default(one: declarations.Setting) -> str:
     if one.name in LISTED_BY:
         return f"[this list]({LISTED_BY[one.name]})"
-    return f"`{config.literal(one.default)}`" if one.default is not None else "unset"
+    return f"`{declarations.literal(one.default)}`" if one.default is not None else "unset"
 
 
 def _renamed_section(renamed: Mapping[str, str]) -> Iterator[str]:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from zeek_agent import config as configuration
+from zeek_agent.config import declarations
 
 if TYPE_CHECKING:
-    from zeek_agent.config import Config
+    from zeek_agent.config.declarations import Config
 
 LIVE: Final = ("access.", "bus.", "collector.", "events.", "limits.", "metrics.", "tables.", "zeek.", "log.level")
 """Beginnings of the names of settings that a running agent can change."""
@@ -91,14 +91,14 @@ def compare(
     used: tuple[str, ...] = OF_AGENT,
 ) -> Changes:
     """The changes from the configuration in force to a new one, in settings whose names begin with one of `used`."""
-    names = configuration.settings()
+    names = declarations.settings()
     changed = [
         name
         for name in names
-        if name.startswith(used) and configuration.get(config, name) != configuration.get(new.config, name)
+        if name.startswith(used) and declarations.get(config, name) != declarations.get(new.config, name)
     ]
     applied = tuple(name for name in changed if name.startswith(live))
     kept = tuple(name for name in changed if not name.startswith(live))
-    values = {name: configuration.get(config if name in kept else new.config, name) for name in names}
+    values = {name: declarations.get(config if name in kept else new.config, name) for name in names}
     sources = {name: (origins if name in kept else new.origins).get(name, "default") for name in names}
-    return Changes(configuration.with_values(values), sources, applied, kept)
+    return Changes(declarations.with_values(values), sources, applied, kept)

@@ -15,7 +15,8 @@ from zeek_agent.signals import HangupSignal, on_hangup, stop_signals
 
 if TYPE_CHECKING:
     from zeek_agent.collector.pack import Pack
-    from zeek_agent.config import CollectorSettings, MetricsSettings
+    from zeek_agent.config.sections import MetricsSettings
+    from zeek_agent.config.server_sections import CollectorSettings
     from zeek_agent.metrics.server import MetricsServer
     from zeek_agent.reload import Loaded
 

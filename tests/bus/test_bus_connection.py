@@ -31,7 +31,7 @@ from zeek_agent.bus.credentials import BusFiles
 from zeek_agent.bus.messages import Beacon, Refusal
 from zeek_agent.bus.session import BusTransport, Times
 from zeek_agent.bus.subjects import ROAMING, Address, Down
-from zeek_agent.config import BusSettings, BusTlsSettings, ZeekSettings
+from zeek_agent.config.sections import BusSettings, BusTlsSettings, ZeekSettings
 from zeek_agent.errors import UsageError
 from zeek_agent.platforms.linux import Linux
 from zeek_agent.queries.runner import QueryRunner

@@ -18,7 +18,7 @@ from zeek_log import CAPTURED, Clock
 
 from zeek_agent.collector import pack, server, summary
 from zeek_agent.collector.server import Collector
-from zeek_agent.config import CollectorSettings
+from zeek_agent.config.server_sections import CollectorSettings
 from zeek_agent.errors import UsageError
 from zeek_agent.queries.subscriptions import Change
 from zeek_agent.zeek import broker_json, protocol

@@ -16,7 +16,7 @@ from waiting import until, until_sync
 from zeek_log import parse_header, parse_log
 
 from zeek_agent.collector import hosts_file
-from zeek_agent.config import TlsSettings
+from zeek_agent.config.sections import TlsSettings
 from zeek_agent.queries.subscriptions import Change
 from zeek_agent.zeek import broker_json
 from zeek_agent.zeek.tls import client_context

@@ -21,7 +21,8 @@ from websockets.exceptions import WebSocketException
 from zeek_agent.collector import hosts_file, tls
 from zeek_agent.collector.bounded_listener import AcceptedSockets
 from zeek_agent.collector.server import Collector, CollectorLimits
-from zeek_agent.config import CollectorSettings, CollectorTlsSettings, TlsSettings
+from zeek_agent.config.sections import TlsSettings
+from zeek_agent.config.server_sections import CollectorSettings, CollectorTlsSettings
 from zeek_agent.destination import PATH
 from zeek_agent.errors import UsageError
 from zeek_agent.zeek.tls import client_context

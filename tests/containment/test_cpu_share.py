@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from workers import contained
 
-from zeek_agent.config import LimitSettings
+from zeek_agent.config.sections import LimitSettings
 from zeek_agent.containment.cpu_share import BURST_SECONDS, CpuShare
 
 

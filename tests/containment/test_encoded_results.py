@@ -15,7 +15,7 @@ from recipients import NobodysAgent
 from workers import contained
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import AccessSettings, LimitSettings
+from zeek_agent.config.sections import AccessSettings, LimitSettings
 from zeek_agent.containment import channel, messages
 from zeek_agent.containment.contained_database import ContainedDatabase
 from zeek_agent.containment.encoded_result import EncodedResult

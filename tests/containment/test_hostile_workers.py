@@ -17,7 +17,7 @@ from scripted_worker import ScriptedWorker, batch, finished, head, open_descript
 from waiting import until
 from workers import resident
 
-from zeek_agent.config import LimitSettings
+from zeek_agent.config.sections import LimitSettings
 from zeek_agent.containment import channel, messages
 from zeek_agent.containment.encoded_result import EncodedResult
 from zeek_agent.containment.messages import CompiledStatement, LogLine, Need, Ready, StatementFailed

@@ -17,7 +17,7 @@ from lockdown import MACHINE, ORDINARY_UID, ROOT, locked
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.bpf import iterators
-from zeek_agent.config import AccessSettings, LimitSettings
+from zeek_agent.config.sections import AccessSettings, LimitSettings
 from zeek_agent.containment.accounts import NUMBERS
 from zeek_agent.containment.protections import WorkerAccount, WorkerClass
 from zeek_agent.database.sandbox import Run

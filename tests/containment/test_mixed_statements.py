@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from workers import contained
 
-from zeek_agent.config import EventSettings, LimitSettings
+from zeek_agent.config.sections import EventSettings, LimitSettings
 from zeek_agent.containment.contained_database import ContainedDatabase
 from zeek_agent.containment.messages import Need
 from zeek_agent.containment.protections import WorkerClass

@@ -17,7 +17,7 @@ from waiting import until
 from workers import contained, descendants, is_running
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import AccessSettings, LimitSettings
+from zeek_agent.config.sections import AccessSettings, LimitSettings
 from zeek_agent.containment.contained_database import ContainedDatabase
 from zeek_agent.containment.usage import ended_children_cpu_seconds
 from zeek_agent.contract import NoAgent

@@ -15,7 +15,8 @@ from waiting import until
 from workers import contained
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import AccessSettings, Config, EventSettings, LimitSettings
+from zeek_agent.config.declarations import Config
+from zeek_agent.config.sections import AccessSettings, EventSettings, LimitSettings
 from zeek_agent.containment.contained_database import ContainedDatabase
 from zeek_agent.containment.encoded_result import EncodedResult
 from zeek_agent.containment.protections import WorkerClass

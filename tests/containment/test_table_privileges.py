@@ -19,7 +19,7 @@ from privileged_plugin import installed
 from waiting import until
 from workers import descendants, is_running
 
-from zeek_agent.config import AccessSettings, LimitSettings
+from zeek_agent.config.sections import AccessSettings, LimitSettings
 from zeek_agent.containment import helper_pool, landlock
 from zeek_agent.containment.contained_database import ContainedDatabase
 from zeek_agent.containment.messages import Need

@@ -11,7 +11,7 @@ import pytest
 from waiting import until
 from workers import contained, quick_kills, resident
 
-from zeek_agent.config import LimitSettings
+from zeek_agent.config.sections import LimitSettings
 from zeek_agent.containment import usage
 from zeek_agent.containment.cpu_share import BURST_SECONDS
 from zeek_agent.containment.usage import Accounts, statement_key

@@ -18,7 +18,7 @@ from scripted_worker import open_descriptors
 from waiting import until
 from workers import contained, descendants, is_running, quick_kills, resident
 
-from zeek_agent.config import EventSettings, LimitSettings
+from zeek_agent.config.sections import EventSettings, LimitSettings
 from zeek_agent.containment import pool as pool_module
 from zeek_agent.containment import rests
 from zeek_agent.containment.contained_database import ContainedDatabase

@@ -15,7 +15,7 @@ import pytest
 from waiting import until
 from workers import contained, resident
 
-from zeek_agent.config import EventSettings, LimitSettings
+from zeek_agent.config.sections import EventSettings, LimitSettings
 from zeek_agent.containment import pool
 from zeek_agent.containment.messages import Need
 from zeek_agent.containment.protections import WorkerClass

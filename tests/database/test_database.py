@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sql import Recorder, database, events
 
-from zeek_agent.config import AccessSettings, LimitSettings
+from zeek_agent.config.sections import AccessSettings, LimitSettings
 from zeek_agent.database.database import Database, Lane, Profile, Result, ResultColumn
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError
 from zeek_agent.events.store import EventStore

@@ -11,7 +11,7 @@ import pytest
 from sql import Recorder, events
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import EventSettings, LimitSettings
+from zeek_agent.config.sections import EventSettings, LimitSettings
 from zeek_agent.database import event_copies
 from zeek_agent.database.event_copies import NARROW_COPIES_MAX
 from zeek_agent.database.sandbox import Run

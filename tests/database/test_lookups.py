@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import AccessSettings
+from zeek_agent.config.sections import AccessSettings
 from zeek_agent.contract import NoAgent
 from zeek_agent.database.database import Database
 from zeek_agent.database.lookups import EAGER_KEYS_MAX, KEYS_PER_LOOKUP

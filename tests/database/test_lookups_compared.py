@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from zeek_agent.config import LimitSettings
+from zeek_agent.config.sections import LimitSettings
 from zeek_agent.contract import NoAgent
 from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import SharedScans

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from sql import Recorder, database
 from workers import contained
 
-from zeek_agent.config import LimitSettings
+from zeek_agent.config.sections import LimitSettings
 from zeek_agent.database.database import Database
 from zeek_agent.database.functions import FUNCTIONS, regex_split
 from zeek_agent.database.osquery_functions import StandardDeviation, from_base64, sha256, to_base64

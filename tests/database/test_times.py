@@ -11,7 +11,7 @@ from osqueryd import Bridged, Osqueryd, usual_tables
 from sql import Recorder, database, events
 from workers import contained
 
-from zeek_agent.config import LimitSettings
+from zeek_agent.config.sections import LimitSettings
 from zeek_agent.control.answers import answering
 from zeek_agent.control.messages import Columns, QueryRequest, Request
 from zeek_agent.database.database import Database, Profile, SqlDatabase

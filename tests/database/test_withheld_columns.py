@@ -11,7 +11,7 @@ from osqueryd import Bridged, Osqueryd, usual_tables
 from sql import Recorder, events
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import AccessSettings, EventSettings, LimitSettings
+from zeek_agent.config.sections import AccessSettings, EventSettings, LimitSettings
 from zeek_agent.database.results import Result
 from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import SharedScans

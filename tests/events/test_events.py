@@ -18,7 +18,7 @@ from places import SUPPORT
 from private_files import assert_private
 from waiting import until_sync
 
-from zeek_agent.config import EventSettings
+from zeek_agent.config.sections import EventSettings
 from zeek_agent.events.event_file import EventFile
 from zeek_agent.events.store import EventStore
 from zeek_agent.schema import Column, EventRow, Row

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from waiting import until_sync
 
-from zeek_agent.config import EventSettings
+from zeek_agent.config.sections import EventSettings
 from zeek_agent.events.ages import AgeClock, BootTime
 from zeek_agent.events.delivery_states import Delivered
 from zeek_agent.events.event_file import EventFile, Gap, WriteBatch

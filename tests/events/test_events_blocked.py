@@ -15,7 +15,7 @@ import apsw
 import pytest
 from waiting import until_sync
 
-from zeek_agent.config import EventSettings
+from zeek_agent.config.sections import EventSettings
 from zeek_agent.events import replacement
 from zeek_agent.events.event_file import EventFile
 from zeek_agent.events.reading import read_rows

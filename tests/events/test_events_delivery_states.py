@@ -10,7 +10,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from zeek_agent.config import EventSettings
+from zeek_agent.config.sections import EventSettings
 from zeek_agent.events import delivery_states
 from zeek_agent.events.delivery_states import Delivered
 from zeek_agent.events.event_file import EventFile, WriteBatch

@@ -23,7 +23,7 @@ from stores import dump
 
 from zeek_agent import __version__
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import EventSettings, LimitSettings
+from zeek_agent.config.sections import EventSettings, LimitSettings
 from zeek_agent.database import cells
 from zeek_agent.database.database import Database, Profile
 from zeek_agent.events.conversions import convert, keeps_values

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from zeek_agent.config import EventSettings
+from zeek_agent.config.sections import EventSettings
 from zeek_agent.events.reading import read_rows
 from zeek_agent.events.store import EventStore
 from zeek_agent.schema import Column

@@ -14,7 +14,7 @@ from recipients import NobodysAgent, Recorder
 from waiting import until
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import EventSettings, LimitSettings
+from zeek_agent.config.sections import EventSettings, LimitSettings
 from zeek_agent.database.database import Database
 from zeek_agent.events.event_file import EventFile, Gap, WriteBatch
 from zeek_agent.events.reading import read_rows

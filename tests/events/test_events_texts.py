@@ -13,7 +13,7 @@ import pytest
 from recipients import NobodysAgent
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import EventSettings, LimitSettings
+from zeek_agent.config.sections import EventSettings, LimitSettings
 from zeek_agent.database.database import Database, Profile
 from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import SharedScans
@@ -174,7 +174,7 @@ async def test_nobody_reads_the_texts_without_their_rows(
 
 
 async def test_a_table_that_is_denied_is_not_readable_through_its_texts(store: EventStore) -> None:
-    from zeek_agent.config import AccessSettings
+    from zeek_agent.config.sections import AccessSettings
 
     access = AccessPolicy(AccessSettings(tables_deny=("processes_events",)))
     database = Database(list(TABLES.values()), TableContext(NobodysAgent(), access), LimitSettings(), store)

@@ -13,7 +13,8 @@ from scripted_agent import PACK, SETTINGS, Agent, collecting
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
-from zeek_agent.config import CollectorTlsSettings, TlsSettings
+from zeek_agent.config.sections import TlsSettings
+from zeek_agent.config.server_sections import CollectorTlsSettings
 from zeek_agent.destination import PATH
 from zeek_agent.fleet.directory import Place
 from zeek_agent.fleet.enrolled import EnrolledFiles, certified_id

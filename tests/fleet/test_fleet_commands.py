@@ -20,8 +20,8 @@ import pytest
 from nats_server import program
 from waiting import until_sync
 
-from zeek_agent import config
 from zeek_agent.collector import tls
+from zeek_agent.config import loading
 from zeek_agent.errors import UsageError
 from zeek_agent.fleet import administration, directory, enrolling, jwt, nkey, renewal, tokens
 from zeek_agent.fleet.directory import Place
@@ -113,7 +113,7 @@ def test_the_collectors_configuration_is_valid(made: Place, tmp_path: Path) -> N
     text = (made.directory / "collector" / "zeek-agent.toml").read_text()
     file = tmp_path / "zeek-agent.toml"
     file.write_text(text.replace("/etc/zeek-agent-collector", str(made.directory / "collector")))
-    loaded, _ = config.load(file, {})
+    loaded, _ = loading.load(file, {})
     tls.check(loaded.collector.tls)
     assert tls.load(loaded.collector.tls).get_ca_certs()
     assert tomllib.loads(text)["collector"]["tls"]["ids"] == "certificate"

@@ -18,7 +18,8 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 
 from zeek_agent.collector import revocations, tls
-from zeek_agent.config import CollectorTlsSettings, TlsSettings
+from zeek_agent.config.sections import TlsSettings
+from zeek_agent.config.server_sections import CollectorTlsSettings
 from zeek_agent.destination import PATH
 from zeek_agent.errors import UsageError
 from zeek_agent.fleet import administration, authority

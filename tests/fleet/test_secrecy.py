@@ -15,7 +15,8 @@ from mounting import bind, in_mount_namespace, mount
 
 from zeek_agent import paths
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import AccessSettings, Config
+from zeek_agent.config.declarations import Config
+from zeek_agent.config.sections import AccessSettings
 from zeek_agent.fleet import enrolling
 from zeek_agent.fleet.enrolled import EnrolledFiles
 from zeek_agent.masking.masker import Masker

@@ -22,7 +22,7 @@ from zeek_agent.bus import messages, subjects
 from zeek_agent.bus.link import Link
 from zeek_agent.bus.messages import Hello, Refusal, Welcome
 from zeek_agent.bus.subjects import ROAMING, Address, Down, Up
-from zeek_agent.config import GatewayTlsSettings
+from zeek_agent.config.server_sections import GatewayTlsSettings
 from zeek_agent.errors import ZeekAgentError
 from zeek_agent.fleet import authority, directory, enrolling, issuing, jwt, nkey, roles
 from zeek_agent.fleet import messages as requests

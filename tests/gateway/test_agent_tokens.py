@@ -12,7 +12,7 @@ from gateways import ZEEK
 
 from zeek_agent.bus import subjects
 from zeek_agent.bus.subjects import Address
-from zeek_agent.config import GatewaySettings
+from zeek_agent.config.server_sections import GatewaySettings
 from zeek_agent.errors import UsageError
 from zeek_agent.fleet import jwt, nkey, roles
 from zeek_agent.fleet.nkey import Key

@@ -16,7 +16,7 @@ from zeek_agent.bus import messages, subjects
 from zeek_agent.bus.link import Received
 from zeek_agent.bus.messages import Claim, Hello, Refusal, Welcome
 from zeek_agent.bus.subjects import ROAMING, Address, Peer, Up
-from zeek_agent.config import GatewaySettings
+from zeek_agent.config.server_sections import GatewaySettings
 from zeek_agent.errors import UsageError
 from zeek_agent.gateway.admission import HELLOS, PENDING_PER_AGENT, unusable
 from zeek_agent.gateway.causes import Cause

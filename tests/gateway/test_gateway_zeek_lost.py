@@ -8,7 +8,7 @@ from waiting import until
 from zeek_server import zeek_server
 
 from zeek_agent import destination
-from zeek_agent.config import ZeekSettings
+from zeek_agent.config.sections import ZeekSettings
 from zeek_agent.gateway.zeek_side import ZeekSide
 from zeek_agent.zeek import protocol
 

@@ -31,7 +31,7 @@ from msgspec.structs import asdict
 from zeek_agent.bpf.iterators import Iterators, Task
 from zeek_agent.bpf.libbpf import BpfObject
 from zeek_agent.bpf.probe import cgroup2
-from zeek_agent.config import SourceSettings
+from zeek_agent.config.sections import SourceSettings
 from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess, socket_holders
 from zeek_agent.recording.bpf_objects import RUN_ON_DEMAND
 from zeek_agent.recording.registry import candidates

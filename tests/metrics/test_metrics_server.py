@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from waiting import until
 
-from zeek_agent.config import MetricsSettings
+from zeek_agent.config.sections import MetricsSettings
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.metrics import server as metrics_server
 from zeek_agent.metrics.server import CONNECTIONS_MAX, MetricsServer

@@ -16,7 +16,7 @@ from sql import Recorder, events
 from thrift.transport.TSocket import TSocket
 from thrift.transport.TTransport import TBufferedTransport
 
-from zeek_agent.config import LimitSettings
+from zeek_agent.config.sections import LimitSettings
 from zeek_agent.events.store import EventStore
 from zeek_agent.osquery.export import NAME, ColumnConstraints, OsqueryConstraint, QueryContext, chosen, statement
 from zeek_agent.schema import Column, Parameter, Row

@@ -11,7 +11,7 @@ import pytest
 from osqueryd import Bridged, FakeTable, Osqueryd, usual_tables
 from sql import Recorder
 
-from zeek_agent.config import AccessSettings, LimitSettings
+from zeek_agent.config.sections import AccessSettings, LimitSettings
 from zeek_agent.database.database import Lane
 from zeek_agent.database.lookups import KEYS_PER_LOOKUP
 from zeek_agent.errors import AccessDeniedError, LimitError, SqlError

@@ -24,7 +24,8 @@ from sql import database
 from waiting import until
 
 from zeek_agent.cli.program import run_command
-from zeek_agent.config import Config, LimitSettings, OsquerySettings
+from zeek_agent.config.declarations import Config
+from zeek_agent.config.sections import LimitSettings, OsquerySettings
 from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.osquery import bridge as bridges
 from zeek_agent.osquery import client as clients

@@ -13,10 +13,10 @@ import pytest
 from places import ROOT
 from zeek_program import PACKAGE, needs_zeek
 
-from zeek_agent import config
 from zeek_agent.cli.program import commands
 from zeek_agent.collector import pack_check
 from zeek_agent.collector.statements import Statements
+from zeek_agent.config import loading
 from zeek_agent.database.sql_connection import Profile
 from zeek_agent.errors import AccessDeniedError, UnknownTableError
 
@@ -108,7 +108,7 @@ def test_packs_and_settings_of_a_page_are_valid(tmp_path: Path, page: Path) -> N
         if "[[queries]]" in text:
             assert not [problem.text for problem in pack_check.problems(file) if not problem.is_warning]
         elif page != OWN_TABLES or "[tables]" in text:
-            config.load(file, {})
+            loading.load(file, {})
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 
 from zeek_agent import ownership, platforms
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import AccessSettings
+from zeek_agent.config.sections import AccessSettings
 from zeek_agent.file_lock import LockHeldError
 from zeek_agent.host.files.file_rules import RefusedError
 from zeek_agent.host.files.gate import Purpose

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from zeek_agent import platforms
-from zeek_agent.config import config_file
+from zeek_agent.config.loading import config_file
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.platforms.winapi import pipes, security
 from zeek_agent.platforms.windows import Windows

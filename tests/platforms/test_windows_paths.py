@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from zeek_agent import platforms
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import AccessSettings
+from zeek_agent.config.sections import AccessSettings
 from zeek_agent.platforms import windows_paths
 
 NAMES = st.text(st.characters(exclude_characters='\\/:*?"<>|', exclude_categories=["C"]), min_size=1).filter(

@@ -16,7 +16,8 @@ from waiting import until
 from workers import contained
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import AccessSettings, Config, LimitSettings
+from zeek_agent.config.declarations import Config
+from zeek_agent.config.sections import AccessSettings, LimitSettings
 from zeek_agent.containment.contained_database import ContainedDatabase
 from zeek_agent.database.encodings import RowsEncoding
 from zeek_agent.queries.runner import QueryRunner

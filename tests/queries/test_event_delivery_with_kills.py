@@ -16,7 +16,7 @@ from recipients import Recorder
 from waiting import until
 from workers import contained
 
-from zeek_agent.config import EventSettings, LimitSettings
+from zeek_agent.config.sections import EventSettings, LimitSettings
 from zeek_agent.containment import rests
 from zeek_agent.containment.protections import WorkerClass
 from zeek_agent.containment.worker_process import WorkerState

@@ -16,7 +16,7 @@ import pytest
 from recipients import NobodysAgent
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import EventSettings, LimitSettings
+from zeek_agent.config.sections import EventSettings, LimitSettings
 from zeek_agent.database.database import Database, Profile
 from zeek_agent.events.ages import BootTime
 from zeek_agent.events.store import EventStore

@@ -15,7 +15,7 @@ from recipients import NobodysAgent, Recorder
 from waiting import until
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import EventSettings, LimitSettings
+from zeek_agent.config.sections import EventSettings, LimitSettings
 from zeek_agent.database.database import Database, Profile
 from zeek_agent.database.results import Statement
 from zeek_agent.errors import WorkerUnavailableError

@@ -14,7 +14,7 @@ from test_queries import ADD, DELETE, SCHEDULE
 from waiting import PATIENCE
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import AccessSettings, EventSettings, LimitSettings
+from zeek_agent.config.sections import AccessSettings, EventSettings, LimitSettings
 from zeek_agent.database.database import Database, Profile
 from zeek_agent.events.store import EventStore
 from zeek_agent.queries.installed import Installed

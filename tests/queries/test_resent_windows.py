@@ -16,7 +16,7 @@ from recipients import NobodysAgent, Recorder
 from waiting import until
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import EventSettings, LimitSettings
+from zeek_agent.config.sections import EventSettings, LimitSettings
 from zeek_agent.database.database import Database
 from zeek_agent.database.encodings import BatchesEncoding
 from zeek_agent.events.store import EventStore

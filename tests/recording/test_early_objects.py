@@ -10,7 +10,7 @@ import pytest
 from recording import load_generator
 from waiting import until_sync
 
-from zeek_agent.config import SourceSettings
+from zeek_agent.config.sections import SourceSettings
 from zeek_agent.events.store import EventStore
 from zeek_agent.recording import bpf_objects
 from zeek_agent.recording.bpf_objects import EarlyObjects

@@ -15,7 +15,7 @@ import pytest
 from recording import Recording, load_generator
 
 from zeek_agent.bpf.records import EXEC, PROCESS, RecordKind
-from zeek_agent.config import EventSettings, SourceSettings
+from zeek_agent.config.sections import EventSettings, SourceSettings
 from zeek_agent.events.store import EventStore
 from zeek_agent.host.linux.executables import file_object, mount_namespace
 from zeek_agent.recording.audit.audit import AuditProcesses

@@ -18,7 +18,7 @@ from recording import Recording
 from waiting import until_sync
 
 from zeek_agent import platforms
-from zeek_agent.config import EventSettings, SourceSettings
+from zeek_agent.config.sections import EventSettings, SourceSettings
 from zeek_agent.events.store import EventStore
 from zeek_agent.host.internet_sockets import TCP, InternetSocket, TcpState
 from zeek_agent.host.portable.processes import no_start

@@ -9,7 +9,7 @@ import pytest
 from test_supervisor import TABLE, Scripted
 from waiting import until_sync
 
-from zeek_agent.config import EventSettings, SourceSettings
+from zeek_agent.config.sections import EventSettings, SourceSettings
 from zeek_agent.events.event_file import EventFile, WriteBatch
 from zeek_agent.events.store import EventStore, Gap
 from zeek_agent.recording.source import Sink, Source

@@ -8,8 +8,9 @@ import msgspec
 import pytest
 from places import ROOT
 
-from zeek_agent import config, platforms
-from zeek_agent.config import SourceSettings
+from zeek_agent import platforms
+from zeek_agent.config import declarations
+from zeek_agent.config.sections import SourceSettings
 from zeek_agent.platforms.darwin import PLATFORM as DARWIN
 from zeek_agent.platforms.linux import PLATFORM as LINUX
 from zeek_agent.recording import registry
@@ -46,7 +47,7 @@ def test_the_setting_offers_exactly_the_backends(kind: str, monkeypatch: pytest.
         assert {source.kind for source in sources} <= {kind}
         assert len({source.backend for source in sources}) == len(sources)
         backends |= {source.backend for source in sources}
-    choices = msgspec.inspect.type_info(config.settings()[f"sources.{kind}"].type)
+    choices = msgspec.inspect.type_info(declarations.settings()[f"sources.{kind}"].type)
     assert isinstance(choices, msgspec.inspect.Metadata)
     assert isinstance(choices.type, msgspec.inspect.LiteralType)
     assert set(choices.type.values) == {"auto", "off", *backends}

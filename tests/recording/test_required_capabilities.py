@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from zeek_agent.config import SourceSettings
+from zeek_agent.config.sections import SourceSettings
 from zeek_agent.recording.registry import candidates
 from zeek_agent.recording.required_capabilities import REQUIRED
 
@@ -20,7 +20,7 @@ NOBODY = 65534
 PROGRAM = """
 import json, os, subprocess, sys, time
 import msgspec
-from zeek_agent.config import SourceSettings
+from zeek_agent.config.sections import SourceSettings
 from zeek_agent.events.recording_position import RecordingPosition
 from zeek_agent.recording.registry import candidates
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import pytest
 from waiting import until_sync
 
-from zeek_agent.config import SourceSettings
+from zeek_agent.config.sections import SourceSettings
 from zeek_agent.events.store import EventStore
 from zeek_agent.recording.processes.proc_connector import ProcConnector
 from zeek_agent.recording.processes.process_cache import ProcessCache

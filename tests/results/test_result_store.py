@@ -17,7 +17,7 @@ from children import exit_code, fork
 from stored_results import BUDGET, COLUMNS, Delta, run, stored_bytes
 
 from zeek_agent import platforms
-from zeek_agent.config import EventSettings
+from zeek_agent.config.sections import EventSettings
 from zeek_agent.events.store import EventStore
 from zeek_agent.results import result_file
 from zeek_agent.results.comparison import RowChange

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from zeek_agent import config
+from zeek_agent.config import declarations, loading
 from zeek_agent.errors import ZeekAgentError
 from zeek_agent.recording.files import file_watcher_link
 from zeek_agent.service import installation
@@ -48,8 +48,8 @@ def test_the_unit_runs_this_program_and_is_valid(host: Service, program: Path) -
         ["systemd-analyze", "verify", "--man=no", host.unit], capture_output=True, text=True, check=False
     )
     assert verified.stderr == ""
-    loaded, _ = config.load(host.configuration)
-    assert loaded == config.Config()
+    loaded, _ = loading.load(host.configuration)
+    assert loaded == declarations.Config()
 
 
 @pytest.mark.parametrize("name", ["my agent", "50%", "%n", "a$HOME", "${x}", "a;b", "#a", "ünï"])

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from zeek_agent import config
+from zeek_agent.config import declarations, loading
+from zeek_agent.config.sections import LogSettings
 from zeek_agent.errors import ZeekAgentError
 from zeek_agent.platforms.darwin import PLATFORM as DARWIN
 from zeek_agent.platforms.linux import PLATFORM as LINUX
@@ -87,9 +88,9 @@ def test_the_daemon_runs_this_program(host: LaunchdService, launchctl: Launchctl
 
 def test_the_configuration_is_the_example_with_a_log_file(host: LaunchdService) -> None:
     list(host.install(PROGRAM, start=False))
-    loaded, _ = config.load(host.configuration)
+    loaded, _ = loading.load(host.configuration)
     assert loaded.log.file == "/Library/Logs/ZeekAgent/zeek-agent.log"
-    assert loaded == config.Config(log=config.LogSettings(file=loaded.log.file))
+    assert loaded == declarations.Config(log=LogSettings(file=loaded.log.file))
     assert "/Library/Logs/ZeekAgent/zeek-agent.log 600 5 10240 * JN\n" in host.rotation.read_text()
 
 

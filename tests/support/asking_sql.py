@@ -6,7 +6,7 @@ import asyncio
 from typing import Any, NamedTuple
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import AccessSettings, LimitSettings
+from zeek_agent.config.sections import AccessSettings, LimitSettings
 from zeek_agent.contract import NoAgent
 from zeek_agent.database.database import Database, Lane
 from zeek_agent.host.files.reads import Omissions

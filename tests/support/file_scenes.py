@@ -13,7 +13,7 @@ from mounting import (
 )
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import AccessSettings
+from zeek_agent.config.sections import AccessSettings
 from zeek_agent.host.files.reads import FileReads
 from zeek_agent.tables.file_hashes import file_hashes
 from zeek_agent.tables.files import files_columns, files_lines, files_list

@@ -32,7 +32,7 @@ from mounting import (
 )
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import AccessSettings
+from zeek_agent.config.sections import AccessSettings
 from zeek_agent.host.files.hashing import ALGORITHMS
 from zeek_agent.host.files.reads import FileReads
 from zeek_agent.table import Table

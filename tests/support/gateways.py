@@ -9,7 +9,8 @@ from typing import Any
 
 from waiting import until
 
-from zeek_agent.config import GatewaySettings, ZeekSettings
+from zeek_agent.config.sections import ZeekSettings
+from zeek_agent.config.server_sections import GatewaySettings
 from zeek_agent.gateway.gateway import Gateway
 
 CLUSTER = "zeeks"

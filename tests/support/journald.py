@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from waiting import until_sync
 
-from zeek_agent.config import SourceSettings
+from zeek_agent.config.sections import SourceSettings
 from zeek_agent.recording.system_log.journal import Journal
 
 JOURNALD = Path("/lib/systemd/systemd-journald")

@@ -11,7 +11,7 @@ from typing import Any
 
 from asking import READS_ALL
 
-from zeek_agent.config import LimitSettings
+from zeek_agent.config.sections import LimitSettings
 from zeek_agent.contract import NoAgent
 from zeek_agent.database.database import Database
 from zeek_agent.table import TableContext

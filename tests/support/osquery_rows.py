@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import AccessSettings, LimitSettings
+from zeek_agent.config.sections import AccessSettings, LimitSettings
 from zeek_agent.contract import NoAgent
 from zeek_agent.database.database import Database, Lane
 from zeek_agent.table import AgentView, TableContext

@@ -29,7 +29,7 @@ from thrift.transport.TSocket import TSocket
 from thrift.transport.TTransport import TBufferedTransport, TTransportException
 
 from zeek_agent import text
-from zeek_agent.config import OsquerySettings
+from zeek_agent.config.sections import OsquerySettings
 from zeek_agent.osquery.bridge import Bridge
 from zeek_agent.table import Table
 

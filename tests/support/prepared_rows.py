@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from zeek_agent.config import LimitSettings
+from zeek_agent.config.sections import LimitSettings
 from zeek_agent.database.database import Result, ResultColumn, Statement
 from zeek_agent.errors import SqlError
 from zeek_agent.identity import Identity

@@ -28,7 +28,8 @@ from waiting import until
 from websockets.asyncio.server import serve
 
 from zeek_agent.bus.session import Times
-from zeek_agent.config import BusSettings, GatewaySettings, ZeekSettings
+from zeek_agent.config.sections import BusSettings, ZeekSettings
+from zeek_agent.config.server_sections import GatewaySettings
 from zeek_agent.gateway.gateway import Gateway
 
 TIMES = Times(beat=0.5, silence=3.0, hello=1.0, grant=10.0, probe=0.5, tick=0.1, uninvited=2.0, server=1.0)

@@ -22,7 +22,7 @@ from zeek_agent import destination
 from zeek_agent.access import AccessPolicy
 from zeek_agent.bus.connection import BusConnection
 from zeek_agent.bus.credentials import BusFiles
-from zeek_agent.config import BusSettings, BusTlsSettings, EventSettings, LimitSettings, ZeekSettings
+from zeek_agent.config.sections import BusSettings, BusTlsSettings, EventSettings, LimitSettings, ZeekSettings
 from zeek_agent.database.database import Database
 from zeek_agent.events.store import EventStore
 from zeek_agent.identity import Identity

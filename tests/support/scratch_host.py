@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from mounting import SilentFuse, in_mount_namespace, mount
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import AccessSettings, LimitSettings
+from zeek_agent.config.sections import AccessSettings, LimitSettings
 from zeek_agent.contract import NoAgent
 from zeek_agent.database.database import Database
 from zeek_agent.table import TableContext

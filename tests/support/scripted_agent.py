@@ -16,7 +16,7 @@ from zeek_log import parse_header, parse_log
 from zeek_agent.collector import pack
 from zeek_agent.collector.pack import Pack
 from zeek_agent.collector.server import Collector
-from zeek_agent.config import CollectorSettings
+from zeek_agent.config.server_sections import CollectorSettings
 from zeek_agent.destination import PATH
 from zeek_agent.queries.subscriptions import Change
 from zeek_agent.zeek import broker_json, protocol

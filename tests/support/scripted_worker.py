@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from zeek_agent.config import LimitSettings
+from zeek_agent.config.sections import LimitSettings
 from zeek_agent.containment import channel, messages, spool
 from zeek_agent.containment.encoded_result import EncodedResult
 from zeek_agent.containment.messages import Finished, Head, Imports, Need, RunStatement, Spawn, SpoolBatch

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import AccessSettings, LimitSettings
+from zeek_agent.config.sections import AccessSettings, LimitSettings
 from zeek_agent.database.database import Database
 from zeek_agent.database.sql_connection import AttachedStore
 from zeek_agent.schema import Column, Parameter, Row

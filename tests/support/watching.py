@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from recording import Event, Recording
 
-from zeek_agent.config import SourceSettings
+from zeek_agent.config.sections import SourceSettings
 from zeek_agent.containment.file_watchers import launched
 from zeek_agent.recording.bpf_monitor import BpfMonitor
 from zeek_agent.recording.files.fanotify_files import FanotifyFiles

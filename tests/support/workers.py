@@ -13,7 +13,8 @@ import pytest
 from recipients import NobodysAgent
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import AccessSettings, Config, LimitSettings
+from zeek_agent.config.declarations import Config
+from zeek_agent.config.sections import AccessSettings, LimitSettings
 from zeek_agent.containment import worker_process
 from zeek_agent.containment.accounts import worker_account
 from zeek_agent.containment.contained_database import ContainedDatabase

@@ -97,7 +97,7 @@ def test_the_host_describes_itself(tmp_path: Path) -> None:
 
 LINUX = """
 import sys
-from zeek_agent.config import SourceSettings
+from zeek_agent.config.sections import SourceSettings
 from zeek_agent.contract import rows
 from zeek_agent.recording.registry import candidates
 from zeek_agent.tables import builtin_tables

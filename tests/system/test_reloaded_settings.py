@@ -13,10 +13,10 @@ import pytest
 from own_table_files import declared, roots_directory
 
 import zeek_agent
-from zeek_agent import config as configuration
 from zeek_agent import identity, logbook, paths
 from zeek_agent.agent import Agent
-from zeek_agent.config import Config, settings
+from zeek_agent.config import declarations
+from zeek_agent.config.declarations import Config, settings
 from zeek_agent.containment import needs
 from zeek_agent.containment.protections import LockdownError
 from zeek_agent.reload import Loaded
@@ -88,14 +88,14 @@ class Reloading:
         self.base |= dict.fromkeys(("sources.translations", "sources.system_logs", "osquery.socket"), "off")
         self.base |= {"state_dir": str(directory / "state"), "collector.logs": str(directory / "logs")}
         self.values = dict(self.base)
-        config = configuration.with_values(self.base)
+        config = declarations.with_values(self.base)
         places = paths.locate(config)
         places.state.mkdir()
         who = identity.establish(places.identity, None)
         self.agent: Any = Agent(config, {}, places, who, logbook.set_up(config.log), load=self._load)
 
     def _load(self) -> Loaded:
-        return Loaded(configuration.with_values(self.values), dict.fromkeys(self.values, "a test"))
+        return Loaded(declarations.with_values(self.values), dict.fromkeys(self.values, "a test"))
 
     async def reload(self, **values: object) -> str:
         """Reload the base with other values, by dotted name."""
@@ -105,8 +105,8 @@ class Reloading:
     def in_force(self, name: str) -> set[object]:
         """The values of the setting that the agent's parts have."""
         section = name.partition(".")[0]
-        parts = [configuration.get(Config(**{section: one}), name) for one in self._sections(section)]
-        found = {configuration.get(self.agent._config, name), *parts}
+        parts = [declarations.get(Config(**{section: one}), name) for one in self._sections(section)]
+        found = {declarations.get(self.agent._config, name), *parts}
         match name:
             case "zeek.destinations":
                 found.add(tuple(one.destination for one in self.agent.connections() if one.destination != "embedded"))

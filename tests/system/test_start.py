@@ -25,7 +25,7 @@ from waiting import until
 
 from zeek_agent.collector import pack
 from zeek_agent.collector.server import Collector
-from zeek_agent.config import CollectorSettings
+from zeek_agent.config.server_sections import CollectorSettings
 from zeek_agent.terminal.status_report import as_text, gather_status
 
 PROGRAM = [sys.executable, "-m", "zeek_agent"]
@@ -177,7 +177,7 @@ async def test_logs_that_another_collector_writes_do_not_keep_the_agent_from_rec
 
 
 def status(agent: RunningAgent) -> str:
-    from zeek_agent.config import load
+    from zeek_agent.config.loading import load
     from zeek_agent.terminal import responders
 
     config, _ = load(None, {}, {"state_dir": str(agent.state)})

@@ -27,7 +27,7 @@ from websockets.exceptions import WebSocketException
 from zeek_log import parse_log
 
 from zeek_agent.collector import hosts_file
-from zeek_agent.config import TlsSettings
+from zeek_agent.config.sections import TlsSettings
 from zeek_agent.zeek import broker_json
 from zeek_agent.zeek.tls import client_context
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from zeek_agent import contract, platforms
-from zeek_agent.config import LimitSettings
+from zeek_agent.config.sections import LimitSettings
 from zeek_agent.contract import NoAgent
 from zeek_agent.database.database import Database, Lane
 from zeek_agent.host.portable.sockets import Withheld

@@ -8,7 +8,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import pytest
 from msgspec import Struct
 
-from zeek_agent.config import SettingStatus
+from zeek_agent.config.declarations import SettingStatus
 from zeek_agent.containment.pool import WorkerStatus
 from zeek_agent.events.event_file import Gap
 from zeek_agent.logbook import LogLine

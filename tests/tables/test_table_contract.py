@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from asking import Agent, ask
 
-from zeek_agent.config import LimitSettings
+from zeek_agent.config.sections import LimitSettings
 from zeek_agent.contract import fits, undocumented
 from zeek_agent.database.database import Database, Lane, Profile
 from zeek_agent.schema import Column

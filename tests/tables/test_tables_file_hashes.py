@@ -13,7 +13,7 @@ import pytest
 from asking import ask
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import AccessSettings
+from zeek_agent.config.sections import AccessSettings
 from zeek_agent.errors import LimitError
 from zeek_agent.host.files import hashing
 from zeek_agent.host.files.hashing import ALGORITHMS, HASHED_BYTES_MAX, SETTLED_SECONDS

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import AccessSettings
+from zeek_agent.config.sections import AccessSettings
 from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.host.files.contents import LINE_BYTES_MAX
 from zeek_agent.host.files.gate import Gate, Purpose

@@ -13,7 +13,7 @@ import pytest
 from asking import Agent, ask
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import AccessSettings, SourceSettings
+from zeek_agent.config.sections import AccessSettings, SourceSettings
 from zeek_agent.database.database import Database
 from zeek_agent.errors import LimitError, SqlError
 from zeek_agent.events.store import EventStore

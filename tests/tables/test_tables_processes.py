@@ -21,7 +21,7 @@ from places import ROOT, SUPPORT
 from waiting import until_sync
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import AccessSettings
+from zeek_agent.config.sections import AccessSettings
 from zeek_agent.host.entity_id import entity_id
 from zeek_agent.tables.processes import processes
 from zeek_agent.text import to_bytes

@@ -12,8 +12,8 @@ from nats_accounts import Accounts
 from nats_server import nats_server
 from scripted_gateway import scripted_gateway
 
-from zeek_agent import config as configuration
 from zeek_agent import destination, paths
+from zeek_agent.config import loading
 from zeek_agent.terminal import bus_checks
 from zeek_agent.terminal.check import Check
 
@@ -22,7 +22,7 @@ ID = "Hdoctor"
 
 def examine(state: Path, url: str, **settings: object) -> list[Check]:
     values = {"state_dir": str(state), "agent.id": ID, "zeek.destinations": (url,), **settings}
-    config = configuration.load(None, {}, values)[0]
+    config = loading.load(None, {}, values)[0]
     (target,) = destination.parse_all(config.zeek.destinations)
     return bus_checks.checks(config, paths.locate(config), target)
 

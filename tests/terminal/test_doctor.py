@@ -15,7 +15,7 @@ from acting import NOBODY
 from waiting import until_sync
 
 from zeek_agent.bpf import probe
-from zeek_agent.config import Config
+from zeek_agent.config.declarations import Config
 from zeek_agent.terminal import doctor as doctor_module
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("works_by_ebpf")]

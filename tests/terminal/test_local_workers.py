@@ -15,8 +15,8 @@ from gateway_program import cpu_seconds
 from waiting import until_sync
 from workers import quick_kills, resident
 
-from zeek_agent import config as configuration
-from zeek_agent.config import Config
+from zeek_agent.config import loading
+from zeek_agent.config.declarations import Config
 from zeek_agent.containment.worker_process import WorkerState
 from zeek_agent.database.database import Database
 from zeek_agent.errors import LimitError
@@ -33,7 +33,7 @@ SLOW = f"SELECT {' + '.join(['(a LIKE b)'] * 25)} FROM (SELECT {{a}} AS a, {{b}}
 
 def settings(state: Path, **limits: object) -> tuple[Config, dict[str, str]]:
     flags = {"state_dir": str(state), **{f"limits.{name}": value for name, value in limits.items()}}
-    return configuration.load(None, {}, flags)
+    return loading.load(None, {}, flags)
 
 
 @pytest.fixture

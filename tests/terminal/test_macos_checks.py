@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fake_program import fake_eslogger, fake_log
 
-from zeek_agent.config import SourceSettings
+from zeek_agent.config.sections import SourceSettings
 from zeek_agent.recording.system_log.unified_log import UnifiedLog
 from zeek_agent.terminal.check import Check
 from zeek_agent.terminal.macos_checks import Mac, checks

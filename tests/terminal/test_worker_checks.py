@@ -14,7 +14,7 @@ from running_agent import started
 from unit import with_units_privileges
 from waiting import until_sync
 
-from zeek_agent.config import Config
+from zeek_agent.config.declarations import Config
 from zeek_agent.containment import landlock
 from zeek_agent.containment.accounts import worker_account
 from zeek_agent.terminal import worker_checks

@@ -21,7 +21,7 @@ from zeek_server import Client, zeek_server
 
 from zeek_agent import logbook
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import AccessSettings, EventSettings, LimitSettings, LogSettings
+from zeek_agent.config.sections import AccessSettings, EventSettings, LimitSettings, LogSettings
 from zeek_agent.database.database import Database
 from zeek_agent.errors import LimitError, SqlError, UsageError
 from zeek_agent.events import delivery_states

@@ -19,7 +19,7 @@ from prepared_rows import PreparedRows as Rows
 from waiting import until
 from zeek_server import BROKER_ACK, CLUSTER_ACK, Client, zeek_server
 
-from zeek_agent.config import ZeekSettings
+from zeek_agent.config.sections import ZeekSettings
 from zeek_agent.destination import PATH
 from zeek_agent.platforms.linux import Linux
 from zeek_agent.queries.runner import QueryRunner

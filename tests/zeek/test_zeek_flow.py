@@ -9,7 +9,7 @@ import pytest
 from websockets.exceptions import ConnectionClosedError
 from websockets.protocol import State
 
-from zeek_agent.config import ZeekSettings
+from zeek_agent.config.sections import ZeekSettings
 from zeek_agent.errors import RevokedError
 from zeek_agent.zeek.back_pressure import QUICK_PONGS_TO_REOPEN, Sender, Window
 

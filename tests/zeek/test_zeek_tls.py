@@ -11,7 +11,7 @@ from test_zeek_connection import agent
 from waiting import until
 from zeek_server import zeek_server
 
-from zeek_agent.config import TlsSettings
+from zeek_agent.config.sections import TlsSettings
 from zeek_agent.errors import UsageError
 from zeek_agent.zeek import tls
 from zeek_agent.zeek.protocol import AgentHello

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from zeek_agent.bus.credentials import User
     from zeek_agent.bus.link import Link
     from zeek_agent.bus.subjects import Down
-    from zeek_agent.config import ZeekSettings
+    from zeek_agent.config.sections import ZeekSettings
     from zeek_agent.database.database import SqlDatabase
     from zeek_agent.identity import Identity
     from zeek_agent.queries.runner import QueryRunner

@@ -33,7 +33,7 @@ from zeek_agent.zeek.session import first_to_end
 if TYPE_CHECKING:
     from zeek_agent.bus.credentials import BusFiles, User
     from zeek_agent.bus.link import Link, Received
-    from zeek_agent.config import BusSettings, ZeekSettings
+    from zeek_agent.config.sections import BusSettings, ZeekSettings
     from zeek_agent.database.database import SqlDatabase
     from zeek_agent.destination import Destination
     from zeek_agent.identity import Identity

@@ -19,7 +19,7 @@ from zeek_agent.errors import UsageError
 from zeek_agent.text import clipped
 
 if TYPE_CHECKING:
-    from zeek_agent.config import BusSettings, BusTlsSettings
+    from zeek_agent.config.sections import BusSettings, BusTlsSettings
 
 DIRECTORY: Final = "fleet"
 """In the state directory."""

@@ -215,7 +215,7 @@ def config_check(given: Given) -> int:
     All errors are reported, one per line, with those of the query pack, whose statements are compiled and compared with
     the types of their logs' fields. Exit code 2 if there are any.
     """
-    from zeek_agent import config
+    from zeek_agent.config import declarations, loading
     from zeek_agent.terminal import config_check
 
     refused: list[UsageError] = []
@@ -225,9 +225,9 @@ def config_check(given: Given) -> int:
         print_warning(message)
     if refused or errors:
         return 2
-    file = config.config_file(given.config_file, os.environ)
+    file = loading.config_file(given.config_file, os.environ)
     click.echo(f"the configuration is valid ({file or 'no file'})")
-    for name, value, origin, default in config.rows(loaded, origins):
+    for name, value, origin, default in declarations.rows(loaded, origins):
         if origin != "default":
             click.echo(visible(f"{name} = {value}    from {origin}, default {'unset' if default is None else default}"))
     return 0

@@ -17,7 +17,7 @@ from zeek_agent.errors import UsageError
 from zeek_agent.text import visible
 
 if TYPE_CHECKING:
-    from zeek_agent.config import Config
+    from zeek_agent.config.declarations import Config
     from zeek_agent.terminal.console import Printer
 
 
@@ -44,7 +44,7 @@ class Given:
         `warn` is called with a line for each setting under a former name; the default writes to standard error.
         `refuse` is called with each error, instead of raising the first one.
         """
-        from zeek_agent import config
+        from zeek_agent.config import loading
 
         values: dict[str, object] = {}
         for assignment in self.assignments:
@@ -58,7 +58,7 @@ class Given:
             values[key.strip()] = value
         flags = {"state_dir": self.state_dir, **(flags or {})}
         values |= {name: value for name, value in flags.items() if value is not None}
-        return config.load(self.config_file, flags=values, warn=warn or print_warning, refuse=refuse)
+        return loading.load(self.config_file, flags=values, warn=warn or print_warning, refuse=refuse)
 
 
 def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:

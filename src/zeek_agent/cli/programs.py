@@ -12,7 +12,7 @@ import click
 from zeek_agent.cli.options import Given, pack_settings, settings_options
 
 if TYPE_CHECKING:
-    from zeek_agent.config import Config
+    from zeek_agent.config.declarations import Config
     from zeek_agent.reload import Loaded
 
 

@@ -43,7 +43,7 @@ from zeek_agent.text import clipped
 
 if TYPE_CHECKING:
     from zeek_agent.collector.pack import Pack
-    from zeek_agent.config import CollectorSettings
+    from zeek_agent.config.server_sections import CollectorSettings
     from zeek_agent.containment.messages import Exited
     from zeek_agent.containment.protections import Protections
     from zeek_agent.containment.zygote import Started

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from zeek_agent.collector.pack import Pack
     from zeek_agent.collector.stats import CollectorStats
-    from zeek_agent.config import CollectorSettings
+    from zeek_agent.config.server_sections import CollectorSettings
     from zeek_agent.containment.pool import WorkerStatus
 
 

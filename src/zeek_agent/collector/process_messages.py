@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from zeek_agent.collector.pack import Pack
 from zeek_agent.collector.stats import CollectorStats
-from zeek_agent.config import CollectorSettings
+from zeek_agent.config.server_sections import CollectorSettings
 from zeek_agent.containment.messages import LogLine, Ready
 
 LOG_LINES_PER_SECOND: Final = 40

@@ -43,7 +43,7 @@ from zeek_agent.collector.passed_connections import PassedConnections
 from zeek_agent.collector.receive_memory import POOL_BYTES, BoundedConnection, ReceiveMemory, bounded_by
 from zeek_agent.collector.stats import CollectorStats, LogStats
 from zeek_agent.collector.tls import HANDSHAKE_SECONDS, ServerTls, log_doubts
-from zeek_agent.config import CollectorSettings
+from zeek_agent.config.server_sections import CollectorSettings
 from zeek_agent.destination import PATH, parse_listen
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.text import byte_length, clipped

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from zeek_agent.config import LimitSettings
+from zeek_agent.config.sections import LimitSettings
 from zeek_agent.database.results import Statement
 from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import SharedScans

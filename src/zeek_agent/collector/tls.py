@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from zeek_agent.collector import revocations
-from zeek_agent.config import CollectorTlsSettings
+from zeek_agent.config.server_sections import CollectorTlsSettings
 from zeek_agent.errors import UsageError
 from zeek_agent.fleet.enrolled import GATEWAY_UNIT, certified_id
 

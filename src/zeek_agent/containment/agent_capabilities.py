@@ -19,7 +19,7 @@ from zeek_agent.containment import kernel
 from zeek_agent.recording.periodic import URGENT_NICENESS
 
 if TYPE_CHECKING:
-    from zeek_agent.config import Config
+    from zeek_agent.config.declarations import Config
 
 log = logging.getLogger(__name__)
 

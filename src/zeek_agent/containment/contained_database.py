@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from zeek_agent.access import AccessPolicy
-    from zeek_agent.config import LimitSettings
+    from zeek_agent.config.sections import LimitSettings
     from zeek_agent.containment.encoded_result import EncodedResult
     from zeek_agent.containment.messages import Setup
     from zeek_agent.containment.worker_process import NeedHandler

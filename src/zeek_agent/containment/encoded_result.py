@@ -22,7 +22,7 @@ from zeek_agent.host.files.reads import Omissions
 from zeek_agent.schema import ZeekType
 
 if TYPE_CHECKING:
-    from zeek_agent.config import LimitSettings
+    from zeek_agent.config.sections import LimitSettings
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from zeek_agent.containment.protections import LockdownError
 from zeek_agent.recording.files.file_watcher_link import Launcher
 
 if TYPE_CHECKING:
-    from zeek_agent.config import SourceSettings
+    from zeek_agent.config.sections import SourceSettings
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from zeek_agent.recording.sockets import conntrack
 if TYPE_CHECKING:
     import socket
 
-    from zeek_agent.config import Config
+    from zeek_agent.config.declarations import Config
     from zeek_agent.containment.messages import Need
     from zeek_agent.own_tables.declarations import OwnTable
     from zeek_agent.paths import Paths

@@ -39,7 +39,7 @@ from zeek_agent.errors import SqlError, WorkerUnavailableError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
 
-    from zeek_agent.config import LimitSettings
+    from zeek_agent.config.sections import LimitSettings
     from zeek_agent.containment.encoded_result import EncodedResult
     from zeek_agent.containment.messages import CompiledStatement, Need
 

@@ -16,7 +16,7 @@ from zeek_agent.database.database import Database, Lane
 from zeek_agent.database.sql_connection import Profile
 
 if TYPE_CHECKING:
-    from zeek_agent.config import LimitSettings
+    from zeek_agent.config.sections import LimitSettings
     from zeek_agent.containment.messages import Setup
     from zeek_agent.containment.pool import WorkerStatus
     from zeek_agent.database.results import Result

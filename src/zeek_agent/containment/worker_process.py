@@ -40,7 +40,7 @@ from zeek_agent.errors import AccessDeniedError, DamagedStateError, LimitError, 
 from zeek_agent.text import clipped
 
 if TYPE_CHECKING:
-    from zeek_agent.config import LimitSettings
+    from zeek_agent.config.sections import LimitSettings
     from zeek_agent.containment.zygote import Started
 
 log = logging.getLogger(__name__)

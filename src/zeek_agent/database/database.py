@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import apsw
 
-from zeek_agent.config import LimitSettings
+from zeek_agent.config.sections import LimitSettings
 from zeek_agent.database.cells import decode, encode
 from zeek_agent.database.results import Result, ResultColumn, Statement
 from zeek_agent.database.sandbox import TABLE_FUNCTIONS, Run

@@ -16,7 +16,7 @@ from typing import Final
 import apsw
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import LimitSettings
+from zeek_agent.config.sections import LimitSettings
 from zeek_agent.database.functions import BUILT_IN, FUNCTIONS
 from zeek_agent.database.results import RowErrors
 from zeek_agent.database.versions import COLLATIONS, Flavor, compare_versions

@@ -14,7 +14,7 @@ import apsw
 import msgspec
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import LimitSettings
+from zeek_agent.config.sections import LimitSettings
 from zeek_agent.database.cells import restore_blobs
 from zeek_agent.database.event_copies import (
     ALL_ROWS,

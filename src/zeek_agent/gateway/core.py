@@ -12,7 +12,7 @@ from typing import Final
 from zeek_agent.bus import messages, subjects
 from zeek_agent.bus.messages import Again, Message
 from zeek_agent.bus.subjects import Down
-from zeek_agent.config import GatewaySettings
+from zeek_agent.config.server_sections import GatewaySettings
 from zeek_agent.gateway.agent_tokens import AgentTokens
 from zeek_agent.gateway.causes import Cause
 from zeek_agent.gateway.credits import Credits

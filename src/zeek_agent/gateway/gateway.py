@@ -32,7 +32,8 @@ from zeek_agent.text import clipped
 from zeek_agent.zeek import protocol, tls
 
 if TYPE_CHECKING:
-    from zeek_agent.config import GatewaySettings, ZeekSettings
+    from zeek_agent.config.sections import ZeekSettings
+    from zeek_agent.config.server_sections import GatewaySettings
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from zeek_agent.zeek.session import first_to_end
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
 
-    from zeek_agent.config import ZeekSettings
+    from zeek_agent.config.sections import ZeekSettings
     from zeek_agent.destination import Destination
 
 log = logging.getLogger(__name__)

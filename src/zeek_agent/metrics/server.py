@@ -17,7 +17,7 @@ from zeek_agent.errors import ZeekAgentError
 from zeek_agent.metrics.exposition import CONTENT_TYPE
 
 if TYPE_CHECKING:
-    from zeek_agent.config import MetricsSettings
+    from zeek_agent.config.sections import MetricsSettings
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from zeek_agent.osquery.wire import ConnectionLostError, ImpostorError, OsqueryR
 from zeek_agent.recording.status import SourceStatus
 
 if TYPE_CHECKING:
-    from zeek_agent.config import OsquerySettings
+    from zeek_agent.config.sections import OsquerySettings
     from zeek_agent.database.database import SqlDatabase
     from zeek_agent.database.results import Result
     from zeek_agent.schema import Row

@@ -21,7 +21,7 @@ from zeek_agent.bpf.probe import cgroup2, why_no_cgroup2, why_no_tracepoints, wh
 from zeek_agent.recording.periodic import raise_priority
 
 if TYPE_CHECKING:
-    from zeek_agent.config import SourceSettings
+    from zeek_agent.config.sections import SourceSettings
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from zeek_agent.platforms import Platform
 from zeek_agent.recording.sockets.socket_event import Flow
 
 if TYPE_CHECKING:
-    from zeek_agent.config import SourceSettings
+    from zeek_agent.config.sections import SourceSettings
     from zeek_agent.recording.processes.process import Process
 
 _LOOPBACK = bytes(15) + b"\x01"

@@ -18,7 +18,7 @@ from zeek_agent.recording.sockets.socket_changes import WANTED_STATES, SocketCha
 from zeek_agent.recording.sockets.socket_event import SOCKETS_EVENTS
 
 if TYPE_CHECKING:
-    from zeek_agent.config import SourceSettings
+    from zeek_agent.config.sections import SourceSettings
     from zeek_agent.host.internet_sockets import InternetSocket
     from zeek_agent.host.portable.system import PortableSystem
     from zeek_agent.recording.processes.process import Process

@@ -18,7 +18,7 @@ from zeek_agent.platforms import Platform
 from zeek_agent.recording.processes.process_cache import ProcessCache
 
 if TYPE_CHECKING:
-    from zeek_agent.config import SourceSettings
+    from zeek_agent.config.sections import SourceSettings
     from zeek_agent.host.portable.system import PortableSystem
     from zeek_agent.recording.bpf_monitor import BpfMonitor
     from zeek_agent.recording.bpf_objects import EarlyObjects
@@ -248,7 +248,7 @@ def _chosen(sources: list[Source], backend: str) -> list[Source]:
 
 def unknown_backends(settings: SourceSettings, platform: Platform = platforms.HERE) -> dict[str, list[str]]:
     """The kinds whose setting names a backend of another platform, with the backends of this one."""
-    from zeek_agent.config import SourceSettings
+    from zeek_agent.config.sections import SourceSettings
 
     named = [kind for kind in KINDS if getattr(settings, kind) not in {"auto", "off"}]
     present = candidates(SourceSettings(), platform=platform) if named else {}

@@ -14,7 +14,7 @@ from zeek_agent.recording.periodic import Periodic
 from zeek_agent.recording.source import Sink, Source
 
 if TYPE_CHECKING:
-    from zeek_agent.config import SourceSettings
+    from zeek_agent.config.sections import SourceSettings
     from zeek_agent.recording.processes.process_cache import ProcessCache
 
 

@@ -15,7 +15,7 @@ from zeek_agent.recording.source import MissedTime, Source
 from zeek_agent.recording.status import SourceStatus
 
 if TYPE_CHECKING:
-    from zeek_agent.config import SourceSettings
+    from zeek_agent.config.sections import SourceSettings
     from zeek_agent.events.store import EventStore
     from zeek_agent.masking.masker import Masker
     from zeek_agent.schema import EventRow

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 import zeek_agent
-from zeek_agent import config, ownership, platforms
+from zeek_agent import ownership, platforms
+from zeek_agent.config import loading
 from zeek_agent.errors import ZeekAgentError
 from zeek_agent.platforms.linux import Linux
 from zeek_agent.service.example import example_configuration
@@ -122,7 +123,7 @@ class Service:
         """What the configuration lacks for the service to start."""
         if self.name != GATEWAY_UNIT:
             return None
-        gateway = config.load(self.configuration)[0].gateway
+        gateway = loading.load(self.configuration)[0].gateway
         missing = [name for name, value in (("servers", gateway.servers), ("cluster", gateway.cluster)) if not value]
         return f"set {' and '.join(f'gateway.{name}' for name in missing)} in {self.configuration}" if missing else None
 

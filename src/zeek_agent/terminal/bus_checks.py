@@ -19,7 +19,7 @@ from zeek_agent.terminal.check import Check
 if TYPE_CHECKING:
     from zeek_agent.bus.credentials import BusFiles, User
     from zeek_agent.bus.link import Link, Received
-    from zeek_agent.config import Config
+    from zeek_agent.config.declarations import Config
     from zeek_agent.destination import Destination
     from zeek_agent.paths import Paths
 

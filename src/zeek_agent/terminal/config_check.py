@@ -16,12 +16,13 @@ from msgspec import structs
 from zeek_agent import destination, paths, platforms
 from zeek_agent.access import AccessPolicy
 from zeek_agent.access_defaults import SECRETS_DENY
-from zeek_agent.config import AccessSettings
+from zeek_agent.config.sections import AccessSettings
 from zeek_agent.errors import UsageError
 from zeek_agent.host_tables import host_tables, own_tables
 
 if TYPE_CHECKING:
-    from zeek_agent.config import Config, SourceSettings, TlsSettings
+    from zeek_agent.config.declarations import Config
+    from zeek_agent.config.sections import SourceSettings, TlsSettings
     from zeek_agent.destination import Destination
 
 

@@ -32,7 +32,8 @@ from zeek_agent.terminal.check import Check, kernel_setting
 from zeek_agent.text import clipped, visible
 
 if TYPE_CHECKING:
-    from zeek_agent.config import Config, OsquerySettings, SourceSettings, ZeekSettings
+    from zeek_agent.config.declarations import Config
+    from zeek_agent.config.sections import OsquerySettings, SourceSettings, ZeekSettings
     from zeek_agent.destination import Destination
     from zeek_agent.zeek.protocol import Ack, Error, Message
 
@@ -253,7 +254,7 @@ def _active_sources(rows: Sequence[Sequence[Any]]) -> Iterator[Check]:
 
 def _shortcomings() -> dict[tuple[str, str], str]:
     """The shortcomings of each source, by kind and backend."""
-    from zeek_agent.config import SourceSettings
+    from zeek_agent.config.sections import SourceSettings
     from zeek_agent.recording.registry import candidates
 
     sources = [source for of_kind in candidates(SourceSettings()).values() for source in of_kind]

@@ -18,7 +18,7 @@ from zeek_agent.terminal.console import Mode
 
 if TYPE_CHECKING:
     from zeek_agent.collector.hosts import Host
-    from zeek_agent.config import Config
+    from zeek_agent.config.declarations import Config
     from zeek_agent.terminal.console import Printer
 
 COLUMNS: Final = [

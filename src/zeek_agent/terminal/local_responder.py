@@ -19,8 +19,8 @@ import apsw
 import msgspec
 
 from zeek_agent import __version__, identity, logbook, paths, platforms
-from zeek_agent import config as configuration
 from zeek_agent.access import AccessPolicy
+from zeek_agent.config import declarations
 from zeek_agent.control.messages import EncodedLines, Frame, Request, decode_frame
 from zeek_agent.database.database import Database, SqlDatabase
 from zeek_agent.errors import SqlError
@@ -34,7 +34,7 @@ from zeek_agent.table import TableContext
 from zeek_agent.terminal.console import age, iso_time
 
 if TYPE_CHECKING:
-    from zeek_agent.config import Config
+    from zeek_agent.config.declarations import Config
     from zeek_agent.containment.pool import WorkerPool
     from zeek_agent.osquery.bridge import Bridge
     from zeek_agent.paths import Paths
@@ -171,7 +171,7 @@ class LocalAgent:
         return ()
 
     def config(self) -> Iterable[Row]:
-        return configuration.rows(self._config, self._origins)
+        return declarations.rows(self._config, self._origins)
 
 
 class OsqueryTables:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from zeek_agent import platforms
-from zeek_agent.config import SourceSettings
+from zeek_agent.config.sections import SourceSettings
 from zeek_agent.host.macos.boot_session import boot_session
 from zeek_agent.host.macos.eslogger_errors import FULL_DISK_ACCESS
 from zeek_agent.recording.processes.eslogger import COMMAND as ESLOGGER

@@ -19,7 +19,7 @@ from zeek_agent.recording.followed.followed_file import FollowedFile
 from zeek_agent.terminal.check import Check
 
 if TYPE_CHECKING:
-    from zeek_agent.config import Config
+    from zeek_agent.config.declarations import Config
 
 NAME: Final = "own tables"
 FILES_TRIED: Final = 20

@@ -30,7 +30,7 @@ from zeek_agent.terminal.suggestions import as_in_osquery, with_suggestion
 from zeek_agent.text import from_os
 
 if TYPE_CHECKING:
-    from zeek_agent.config import Config
+    from zeek_agent.config.declarations import Config
 
 _F = TypeVar("_F", bound=Frame)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from zeek_agent.terminal.check import Check, kernel_setting
 
 if TYPE_CHECKING:
-    from zeek_agent.config import Config
+    from zeek_agent.config.declarations import Config
     from zeek_agent.containment.protections import Protections
 
 LACKING: Final = "SELECT DISTINCT class, missing FROM zeek_agent_workers WHERE missing <> '[]' ORDER BY class"

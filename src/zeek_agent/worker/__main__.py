@@ -18,7 +18,7 @@ import msgspec
 
 from zeek_agent import heap
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import Config
+from zeek_agent.config.declarations import Config
 from zeek_agent.containment import channel, messages
 from zeek_agent.containment.lockdown import die_with
 from zeek_agent.containment.messages import Exited, Setup, Spawn, Spawned

@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from zeek_agent.access import AccessPolicy
-    from zeek_agent.config import Config
+    from zeek_agent.config.declarations import Config
     from zeek_agent.database.encodings import Encoding, FrameBatch
     from zeek_agent.database.results import ResultColumn
     from zeek_agent.database.sql_connection import StreamedStatement

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from zeek_agent.config import LimitSettings
+from zeek_agent.config.sections import LimitSettings
 from zeek_agent.containment import channel, messages
 from zeek_agent.containment.messages import TableArguments
 from zeek_agent.database.cells import storable

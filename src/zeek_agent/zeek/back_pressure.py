@@ -22,7 +22,7 @@ from websockets.protocol import State
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
 
-    from zeek_agent.config import ZeekSettings
+    from zeek_agent.config.sections import ZeekSettings
 
 QUICK_SHARE: Final = 0.25
 """A pong within this share of `slow_pong` is quick, so that the window grows well before Zeek is saturated."""

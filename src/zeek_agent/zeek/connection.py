@@ -28,7 +28,7 @@ from zeek_agent.zeek.session import Session
 from zeek_agent.zeek.transport import WebSocketTransport
 
 if TYPE_CHECKING:
-    from zeek_agent.config import ZeekSettings
+    from zeek_agent.config.sections import ZeekSettings
     from zeek_agent.database.database import SqlDatabase
     from zeek_agent.destination import Destination
     from zeek_agent.identity import Identity

@@ -21,7 +21,7 @@ from zeek_agent.zeek.frames import batch_frames, event_frames
 from zeek_agent.zeek.protocol import Context, RowsAck, ZeekHello
 
 if TYPE_CHECKING:
-    from zeek_agent.config import ZeekSettings
+    from zeek_agent.config.sections import ZeekSettings
     from zeek_agent.database.encodings import FrameBatch
     from zeek_agent.queries.subscriptions import Query, Report
     from zeek_agent.zeek.transport import FrameSender

@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from zeek_agent.config import ZeekSettings
+    from zeek_agent.config.sections import ZeekSettings
     from zeek_agent.destination import Destination
 
 

@@ -21,7 +21,7 @@ from zeek_agent.zeek.instance import Instance, Traffic
 from zeek_agent.zeek.protocol import Context, InstallQuery, RowsAck, ZeekEvent, ZeekHello, ZeekShutdown
 
 if TYPE_CHECKING:
-    from zeek_agent.config import ZeekSettings
+    from zeek_agent.config.sections import ZeekSettings
     from zeek_agent.database.database import SqlDatabase
     from zeek_agent.identity import Identity
     from zeek_agent.queries.installed import Installed

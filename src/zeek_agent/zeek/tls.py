@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 
-from zeek_agent.config import TlsSettings
+from zeek_agent.config.sections import TlsSettings
 from zeek_agent.errors import UsageError
 
 

@@ -12,7 +12,7 @@ from zeek_agent.zeek.back_pressure import Sender
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
 
-    from zeek_agent.config import ZeekSettings
+    from zeek_agent.config.sections import ZeekSettings
 
 
 class SendWindow(Protocol):

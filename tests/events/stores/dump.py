@@ -17,7 +17,7 @@ from typing import Any
 
 import apsw
 
-from zeek_agent.config import EventSettings
+from zeek_agent.config.sections import EventSettings
 from zeek_agent.events.store import EventStore
 from zeek_agent.tables import builtin_tables
 

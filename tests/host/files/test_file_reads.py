@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from zeek_agent.config import LimitSettings
+from zeek_agent.config.sections import LimitSettings
 from zeek_agent.host.files import reads as reads_module
 from zeek_agent.host.files.reads import FLOOR_BYTES, FLOOR_FILES, FLOOR_LINES, Allowance, FileReads, Omission
 

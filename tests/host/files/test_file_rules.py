@@ -23,7 +23,8 @@ from mounting import (
 
 from zeek_agent import paths
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import AccessSettings, Config, LogSettings, TlsSettings, ZeekSettings
+from zeek_agent.config.declarations import Config
+from zeek_agent.config.sections import AccessSettings, LogSettings, TlsSettings, ZeekSettings
 from zeek_agent.host.files.file_rules import FileRules, RefusedError
 from zeek_agent.host.files.gate import Gate
 from zeek_agent.host.files.reads import FileReads

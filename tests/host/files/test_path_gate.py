@@ -46,7 +46,7 @@ from mounting import (
 from waiting import until_sync
 
 from zeek_agent.access import AccessPolicy, Contents
-from zeek_agent.config import AccessSettings, LimitSettings
+from zeek_agent.config.sections import AccessSettings, LimitSettings
 from zeek_agent.errors import LimitError
 from zeek_agent.host.files import gate as gate_module
 from zeek_agent.host.files import globbing, mount_rules

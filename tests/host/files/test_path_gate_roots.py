@@ -20,7 +20,7 @@ from places import ROOT
 
 from zeek_agent.access import AccessPolicy
 from zeek_agent.collector import pack
-from zeek_agent.config import LimitSettings
+from zeek_agent.config.sections import LimitSettings
 from zeek_agent.database.sandbox import Run
 from zeek_agent.database.scans import SharedScans
 from zeek_agent.database.sql_connection import Catalog, Profile, SqlConnection

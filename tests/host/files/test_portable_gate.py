@@ -14,7 +14,7 @@ import pytest
 
 from zeek_agent import platforms
 from zeek_agent.access import AccessPolicy, Contents
-from zeek_agent.config import AccessSettings
+from zeek_agent.config.sections import AccessSettings
 from zeek_agent.host.files import portable
 from zeek_agent.host.files.file_rules import RefusedError
 from zeek_agent.host.files.gate import Purpose

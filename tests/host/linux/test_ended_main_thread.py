@@ -21,7 +21,7 @@ from recording import Recording
 from waiting import until_sync
 
 from zeek_agent.bpf.iterators import Task
-from zeek_agent.config import SourceSettings
+from zeek_agent.config.sections import SourceSettings
 from zeek_agent.containment import usage
 from zeek_agent.containment.needs import sock_diag_of
 from zeek_agent.host.linux.procfs import (

@@ -16,7 +16,7 @@ from children import exit_code, fork
 from dns_server import dns_server
 from recording import Event, Recording
 
-from zeek_agent.config import SourceSettings
+from zeek_agent.config.sections import SourceSettings
 from zeek_agent.recording.bpf_monitor import BpfMonitor
 from zeek_agent.recording.dns import dns_lookups
 from zeek_agent.recording.dns.ebpf_dns import EbpfDns

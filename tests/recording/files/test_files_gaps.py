@@ -14,7 +14,7 @@ import pytest
 from waiting import until_sync
 from watching import launcher, watching_processes
 
-from zeek_agent.config import SourceSettings
+from zeek_agent.config.sections import SourceSettings
 from zeek_agent.events.store import EventStore
 from zeek_agent.recording.files import fanotify_files
 from zeek_agent.recording.registry import candidates

@@ -13,7 +13,7 @@ import pytest
 from waiting import until_sync
 from watching import TABLE, Watching, directories_of, launcher, short_queue, stopped_watcher, watching
 
-from zeek_agent.config import SourceSettings
+from zeek_agent.config.sections import SourceSettings
 from zeek_agent.events.store import EventStore
 from zeek_agent.recording.registry import candidates
 from zeek_agent.recording.supervisor import Supervisor

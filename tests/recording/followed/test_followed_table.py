@@ -12,7 +12,7 @@ import apsw
 import pytest
 from waiting import until_sync
 
-from zeek_agent.config import EventSettings, SourceSettings
+from zeek_agent.config.sections import EventSettings, SourceSettings
 from zeek_agent.events.reading import read_rows
 from zeek_agent.events.store import EventStore
 from zeek_agent.own_tables.declarations import FollowedTable, OwnColumn

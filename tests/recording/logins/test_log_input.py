@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from zeek_agent.config import SourceSettings
+from zeek_agent.config.sections import SourceSettings
 from zeek_agent.host.linux.stamps import TICKS
 from zeek_agent.masking.masker import Masker
 from zeek_agent.recording.logins.logins import Logins

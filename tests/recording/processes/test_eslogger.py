@@ -18,7 +18,7 @@ from fake_program import FakeProgram, Step, fake_eslogger, write, write_raw
 from recording import Recording
 from waiting import until_sync
 
-from zeek_agent.config import SourceSettings
+from zeek_agent.config.sections import SourceSettings
 from zeek_agent.events.reading import read_rows
 from zeek_agent.events.store import EventStore
 from zeek_agent.host.macos.eslogger_errors import with_remedy

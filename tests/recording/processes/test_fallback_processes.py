@@ -17,7 +17,7 @@ from children import child
 from recording import Event, Recording, argv_of, generate
 from waiting import until_sync
 
-from zeek_agent.config import SourceSettings
+from zeek_agent.config.sections import SourceSettings
 from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess
 from zeek_agent.recording.audit.audit import AuditProcesses
 from zeek_agent.recording.audit.audit_rules import AuditControl
@@ -254,7 +254,7 @@ def rules() -> list[str]:
 
 CRASHING = """
 import os
-from zeek_agent.config import SourceSettings
+from zeek_agent.config.sections import SourceSettings
 from zeek_agent.recording.audit.audit import AuditProcesses
 from zeek_agent.recording.processes.process_cache import ProcessCache
 source = AuditProcesses(ProcessCache(), SourceSettings(audit_rules=True))

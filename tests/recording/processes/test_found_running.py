@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from waiting import until_sync
 
-from zeek_agent.config import SourceSettings
+from zeek_agent.config.sections import SourceSettings
 from zeek_agent.host.entity_id import entity_id
 from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess
 from zeek_agent.host.linux.stamps import boot_id

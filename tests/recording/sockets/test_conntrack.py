@@ -20,7 +20,7 @@ from asking import ask
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zeek_agent.config import SourceSettings
+from zeek_agent.config.sections import SourceSettings
 from zeek_agent.events import reading
 from zeek_agent.events.store import EventStore
 from zeek_agent.host.linux.namespaces import in_network_namespace

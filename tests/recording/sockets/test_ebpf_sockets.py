@@ -19,7 +19,7 @@ from recording import Event, Recording, generate, load_generator
 from waiting import until_sync
 
 from zeek_agent.bpf.libbpf import BpfObject
-from zeek_agent.config import SourceSettings
+from zeek_agent.config.sections import SourceSettings
 from zeek_agent.recording.bpf_monitor import BpfMonitor
 from zeek_agent.recording.processes.ebpf_processes import EbpfProcesses
 from zeek_agent.recording.processes.process_cache import ProcessCache

@@ -20,7 +20,7 @@ import pytest
 from recording import Event, Recording, argv_of
 from waiting import until_sync
 
-from zeek_agent.config import SourceSettings
+from zeek_agent.config.sections import SourceSettings
 from zeek_agent.host.linux.procfs import Procfs, ProcfsProcess
 from zeek_agent.recording.audit.audit import AuditProcesses, AuditSockets
 from zeek_agent.recording.processes.proc_connector import ProcConnector

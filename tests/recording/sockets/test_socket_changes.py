@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from zeek_agent.config import SourceSettings
+from zeek_agent.config.sections import SourceSettings
 from zeek_agent.host.internet_sockets import TCP, UDP, InternetSocket, TcpState
 from zeek_agent.recording.exclusions import Exclusions
 from zeek_agent.recording.sockets.socket_changes import SocketChanges

@@ -16,7 +16,7 @@ import pytest
 from asking import ask
 from recording import Event, Recording
 
-from zeek_agent.config import SourceSettings
+from zeek_agent.config.sections import SourceSettings
 from zeek_agent.events.store import EventStore
 from zeek_agent.host.linux.boot_clock import time_since_boot
 from zeek_agent.recording.bpf_monitor import BpfMonitor

@@ -20,7 +20,7 @@ from journald import PrivateJournal, private_journal
 from recording import Event, Recording
 from waiting import until_sync
 
-from zeek_agent.config import EventSettings, SourceSettings
+from zeek_agent.config.sections import EventSettings, SourceSettings
 from zeek_agent.events.reading import read_rows
 from zeek_agent.events.recording_position import RecordingPosition
 from zeek_agent.events.store import EventStore

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recording import Recording
 
-from zeek_agent.config import EventSettings, SourceSettings
+from zeek_agent.config.sections import EventSettings, SourceSettings
 from zeek_agent.events.reading import read_rows
 from zeek_agent.events.recording_position import RecordingPosition
 from zeek_agent.events.store import EventStore

@@ -12,7 +12,7 @@ from log_records import HEADER, line, loss, record
 from recording import Recording
 from waiting import until_sync
 
-from zeek_agent.config import SourceSettings
+from zeek_agent.config.sections import SourceSettings
 from zeek_agent.recording.system_log.log_entry import MESSAGE_BYTES
 from zeek_agent.recording.system_log.unified_log import UnifiedLog
 from zeek_agent.text import from_bytes

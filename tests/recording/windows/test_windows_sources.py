@@ -17,7 +17,7 @@ from windows_events import event_xml
 from windows_processes import DRIVES, Living, entity_id
 
 from zeek_agent import platforms
-from zeek_agent.config import SourceSettings
+from zeek_agent.config.sections import SourceSettings
 from zeek_agent.events.store import EventStore
 from zeek_agent.host.windows.event_fields import SECURITY, SECURITY_CHANNEL, SYSMON, SYSMON_CHANNEL
 from zeek_agent.masking.masker import Masker

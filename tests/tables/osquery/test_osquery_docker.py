@@ -15,7 +15,7 @@ from asking import READS_ALL
 from docker_engine import AVAILABLE, DockerEngine, docker_engine, http, pretended_engine
 from waiting import until
 
-from zeek_agent.config import LimitSettings
+from zeek_agent.config.sections import LimitSettings
 from zeek_agent.contract import NoAgent
 from zeek_agent.database.database import Database
 from zeek_agent.errors import SqlError

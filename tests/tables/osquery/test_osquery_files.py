@@ -17,7 +17,7 @@ from asking_sql import ask_sql, rows_of
 from mounting import SilentFuse, in_mount_namespace, needs_fuse
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import AccessSettings, LimitSettings
+from zeek_agent.config.sections import AccessSettings, LimitSettings
 from zeek_agent.host.files import gate as gate_module
 from zeek_agent.host.files import hashing, sql_patterns, statx
 from zeek_agent.host.files.gate import Gate

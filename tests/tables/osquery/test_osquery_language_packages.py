@@ -19,7 +19,7 @@ import pytest
 from asking import READS_ALL
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import LimitSettings
+from zeek_agent.config.sections import LimitSettings
 from zeek_agent.contract import NoAgent
 from zeek_agent.database.database import Database
 from zeek_agent.host.accounts.name_service import Account

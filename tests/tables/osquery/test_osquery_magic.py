@@ -13,7 +13,7 @@ import pytest
 from asking_sql import ask_sql, rows_of
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import AccessSettings, LimitSettings
+from zeek_agent.config.sections import AccessSettings, LimitSettings
 from zeek_agent.errors import SqlError
 from zeek_agent.host.files import libmagic
 

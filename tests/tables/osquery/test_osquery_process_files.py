@@ -18,7 +18,7 @@ from osquery_rows import selected
 from scratch_host import select_with_errors
 from waiting import until_sync
 
-from zeek_agent.config import AccessSettings
+from zeek_agent.config.sections import AccessSettings
 from zeek_agent.contract import rows
 from zeek_agent.errors import AccessDeniedError
 from zeek_agent.host.linux import pipes

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from workers import contained
 
-from zeek_agent.config import AccessSettings
+from zeek_agent.config.sections import AccessSettings
 from zeek_agent.containment.contained_database import ContainedDatabase
 from zeek_agent.database.database import Profile
 from zeek_agent.errors import AccessDeniedError, SqlError

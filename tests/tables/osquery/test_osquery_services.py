@@ -13,7 +13,7 @@ import pytest
 from asking import READS_ALL
 from systemd_manager import AVAILABLE, SystemdManager, systemd_manager
 
-from zeek_agent.config import LimitSettings
+from zeek_agent.config.sections import LimitSettings
 from zeek_agent.contract import NoAgent
 from zeek_agent.database.database import Database
 from zeek_agent.errors import SqlError

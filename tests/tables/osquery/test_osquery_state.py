@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from osquery_rows import selected
 
-from zeek_agent.config import AccessSettings
+from zeek_agent.config.sections import AccessSettings
 from zeek_agent.contract import NoAgent
 from zeek_agent.errors import AccessDeniedError
 from zeek_agent.schema import Row

@@ -12,7 +12,7 @@ import pytest
 from asking_sql import ask_sql, rows_of
 from mounting import SilentFuse, in_mount_namespace, mount, needs_fuse
 
-from zeek_agent.config import LimitSettings
+from zeek_agent.config.sections import LimitSettings
 from zeek_agent.host.files import set_id_programs
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes other users' programs")

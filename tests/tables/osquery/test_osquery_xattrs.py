@@ -13,7 +13,7 @@ import pytest
 from asking_sql import ask_sql, rows_of
 
 from zeek_agent.access import AccessPolicy
-from zeek_agent.config import AccessSettings
+from zeek_agent.config.sections import AccessSettings
 from zeek_agent.host.files.extended_attributes import capabilities_text
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from workers import contained
 
-from zeek_agent.config import AccessSettings
+from zeek_agent.config.sections import AccessSettings
 from zeek_agent.containment.contained_database import ContainedDatabase
 from zeek_agent.database.results import Result
 from zeek_agent.errors import SqlError

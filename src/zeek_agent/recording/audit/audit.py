@@ -44,7 +44,7 @@ from zeek_agent.recording.sockets.socket_event import SOCKETS_EVENTS, Direction,
 from zeek_agent.recording.source import Sink, Source
 
 if TYPE_CHECKING:
-    from zeek_agent.config import SourceSettings
+    from zeek_agent.config.sections import SourceSettings
 
 log = logging.getLogger(__name__)
 

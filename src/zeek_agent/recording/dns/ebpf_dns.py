@@ -14,7 +14,7 @@ from zeek_agent.recording.exclusions import Exclusions
 from zeek_agent.recording.source import Sink, Source
 
 if TYPE_CHECKING:
-    from zeek_agent.config import SourceSettings
+    from zeek_agent.config.sections import SourceSettings
     from zeek_agent.recording.dns.remote_names import RemoteNames
 
 

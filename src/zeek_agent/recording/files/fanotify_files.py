@@ -23,7 +23,7 @@ from zeek_agent.recording.source import Sink, Source
 from zeek_agent.text import from_bytes, to_bytes
 
 if TYPE_CHECKING:
-    from zeek_agent.config import SourceSettings
+    from zeek_agent.config.sections import SourceSettings
     from zeek_agent.recording.bpf_monitor import BpfMonitor
     from zeek_agent.recording.files.file_watcher_link import FileWatchers
     from zeek_agent.recording.processes.process import Process

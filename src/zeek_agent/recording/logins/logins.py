@@ -31,7 +31,7 @@ from zeek_agent.recording.system_log.log_entry import SystemLogEntry
 from zeek_agent.recording.system_log.syslog import Syslog
 
 if TYPE_CHECKING:
-    from zeek_agent.config import SourceSettings
+    from zeek_agent.config.sections import SourceSettings
     from zeek_agent.masking.masker import Masker
     from zeek_agent.recording.processes.process_cache import ProcessCache
     from zeek_agent.recording.source import PositionReader, Sink

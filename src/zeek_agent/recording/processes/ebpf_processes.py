@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 
 from zeek_agent.bpf.probe import why_not
-from zeek_agent.config import SourceSettings
+from zeek_agent.config.sections import SourceSettings
 from zeek_agent.host.linux.boot_clock import boot_time
 from zeek_agent.recording.bpf_monitor import BpfMonitor
 from zeek_agent.recording.exclusions import Exclusions

@@ -26,7 +26,7 @@ from zeek_agent.recording.source import Counters, Sink, Source
 from zeek_agent.text import clipped
 
 if TYPE_CHECKING:
-    from zeek_agent.config import SourceSettings
+    from zeek_agent.config.sections import SourceSettings
     from zeek_agent.recording.processes.process import LivingProcesses
 
 log = logging.getLogger(__name__)

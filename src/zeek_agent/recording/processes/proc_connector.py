@@ -22,7 +22,7 @@ from zeek_agent.recording.processes.process_lifecycle import ProcessLifecycle
 from zeek_agent.recording.source import Sink, Source
 
 if TYPE_CHECKING:
-    from zeek_agent.config import SourceSettings
+    from zeek_agent.config.sections import SourceSettings
     from zeek_agent.recording.processes.process import Process
     from zeek_agent.recording.processes.process_cache import ProcessCache
 

@@ -24,7 +24,7 @@ from zeek_agent.recording.sockets.socket_owners import SocketOwners, living_owne
 from zeek_agent.recording.source import Sink, Source
 
 if TYPE_CHECKING:
-    from zeek_agent.config import SourceSettings
+    from zeek_agent.config.sections import SourceSettings
     from zeek_agent.recording.dns.remote_names import RemoteNames
     from zeek_agent.recording.processes.process import Process
     from zeek_agent.recording.processes.process_cache import ProcessCache

@@ -27,7 +27,7 @@ from zeek_agent.recording.system_log.log_entry import MESSAGE_BYTES, SYSTEM_LOGS
 from zeek_agent.text import from_bytes
 
 if TYPE_CHECKING:
-    from zeek_agent.config import SourceSettings
+    from zeek_agent.config.sections import SourceSettings
     from zeek_agent.recording.source import PositionReader, Sink
 
 log = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from zeek_agent.recording.system_log.log_entry import SYSTEM_LOGS_EVENTS, System
 from zeek_agent.text import from_bytes
 
 if TYPE_CHECKING:
-    from zeek_agent.config import SourceSettings
+    from zeek_agent.config.sections import SourceSettings
     from zeek_agent.recording.source import PositionReader, Sink
 
 FILES: Final = (("/var/log/syslog", "/var/log/messages"), ("/var/log/auth.log", "/var/log/secure"))

@@ -20,7 +20,7 @@ from zeek_agent.recording.system_log.log_entry import SYSTEM_LOGS_EVENTS, System
 from zeek_agent.text import clipped, from_bytes, to_bytes
 
 if TYPE_CHECKING:
-    from zeek_agent.config import SourceSettings
+    from zeek_agent.config.sections import SourceSettings
 
 COMMAND: Final = ("/usr/bin/log",)
 LINE_BYTES_MAX: Final = 1 << 20

@@ -20,7 +20,7 @@ from zeek_agent.recording.source import Source
 from zeek_agent.recording.windows.event_mapping import EventFieldError
 
 if TYPE_CHECKING:
-    from zeek_agent.config import SourceSettings
+    from zeek_agent.config.sections import SourceSettings
     from zeek_agent.host.windows.event_xml import WindowsEvent
     from zeek_agent.platforms.winapi.audit_policy import Subcategory
     from zeek_agent.platforms.winapi.event_log import RenderedEvent

@@ -1,0 +1,1 @@
+"""Configuration: its sections, the declarations of all settings, and reading it."""
