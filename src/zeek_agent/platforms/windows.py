@@ -54,7 +54,7 @@ class Windows(Platform):
         return None
 
     def configuration_file(self, environment: Mapping[str, str]) -> Path:
-        base = _for_all(environment) if self.is_privileged() else _for_user(environment)
+        base = _for_all() if self.is_privileged() else _for_user(environment)
         return base / CONFIGURATION
 
     def user_state(self, environment: Mapping[str, str]) -> Path:
@@ -62,7 +62,7 @@ class Windows(Platform):
 
     @property
     def system_state(self) -> Path:
-        return _for_all(os.environ) / "state"
+        return _for_all() / "state"
 
     @property
     def system_control(self) -> Path:
@@ -267,8 +267,10 @@ def _ctrl_break() -> list[signal.Signals]:
     return [number for number in signal.Signals if number.name == "SIGBREAK"]
 
 
-def _for_all(environment: Mapping[str, str]) -> Path:
-    return Path(environment.get("ProgramData") or r"C:\ProgramData") / DIRECTORY
+def _for_all() -> Path:
+    from zeek_agent.platforms.winapi import folders
+
+    return folders.program_data() / DIRECTORY
 
 
 def _for_user(environment: Mapping[str, str]) -> Path:
