@@ -253,6 +253,11 @@ class Windows(Platform):
 
         return bool(winapi.library("kernel32").GetConsoleWindow())
 
+    def has_typed_input(self) -> bool:
+        from zeek_agent.platforms.winapi import console
+
+        return console.has_typed_input()
+
     @property
     def control(self) -> ControlTransport:
         from zeek_agent.platforms.named_pipes import NamedPipes
