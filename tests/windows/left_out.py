@@ -17,6 +17,7 @@ _RESOURCE = "measures time or memory by the resource module of POSIX"
 _RENAMES = "renames or removes a file while the agent has it open, which Windows refuses"
 _PIPES = "makes a named pipe of POSIX in a directory"
 _LINKS = "Wine 8 creates no symbolic links"
+_FORKS = "forks, and is killed at certain steps"
 _OPENSSL = "makes certificates with the program openssl, which is not installed under Wine"
 
 FILES: dict[str, str] = {
@@ -32,6 +33,8 @@ _ARCHIVE = "tests/collector/test_log_archive.py"
 _HOSTS = "tests/collector/test_collector_hosts.py"
 _WRITER = "tests/collector/test_log_writer.py"
 _CONTROL = "tests/control/test_control.py"
+_RESULTS = "tests/results/test_result_store.py"
+_MIGRATIONS = "tests/events/test_events_migrations.py"
 _PROGRAM = "tests/collector/test_collector_program.py"
 
 TESTS: dict[str, str] = {
@@ -99,6 +102,19 @@ TESTS: dict[str, str] = {
     "tests/events/test_events.py::test_only_the_owner_can_read_the_file": (
         "expects that a new file inherits its directory's access list, which Wine 8 does not do"
     ),
+    f"{_MIGRATIONS}::test_a_plugins_table_keeps_its_rows_over_versions_of_the_plugin": (
+        "calls importlib.invalidate_caches(), for which the interpreter must have the version of the standard library, "
+        "which is this Python's"
+    ),
+    f"{_MIGRATIONS}::test_kill_9_at_any_moment_of_an_upgrade_leaves_every_row": _FORKS,
+    f"{_RESULTS}::test_a_crash_while_the_file_is_replaced_loses_nothing": _FORKS,
+    f"{_RESULTS}::test_a_hostile_reader_cannot_keep_results_from_being_saved": "locks a byte by fcntl, as on POSIX",
+    f"{_RESULTS}::test_a_stopped_reader_stops_neither_the_event_store_nor_results": "stops a process by SIGSTOP",
+    f"{_RESULTS}::test_hostile_deltas_change_nothing_or_a_result_that_is_whole_and_within_the_budget": (
+        "makes unnamed files of Linux (memfd_create)"
+    ),
+    f"{_RESULTS}::test_killed_between_delivery_and_apply_the_old_result_is_there": _FORKS,
+    f"{_RESULTS}::test_killed_while_a_delta_is_applied_the_result_is_the_old_or_the_new_one": _FORKS,
     f"{_DIFFERENCES}::test_a_result_over_the_budget_is_a_clear_error_and_others_go_on": _WORKERS,
     f"{_DIFFERENCES}::test_a_second_identical_query_has_a_result_of_its_own_that_ends_with_it": _WORKERS,
     f"{_DIFFERENCES}::test_changes_are_reported_once_and_over_a_restart": _WORKERS,
