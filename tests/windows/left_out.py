@@ -26,13 +26,15 @@ FILES: dict[str, str] = {
     "tests/database/test_times.py": _OSQUERY,
     "tests/database/test_withheld_columns.py": _OSQUERY,
 }
-"""Files that cannot be imported, or of which no test can pass."""
+"""Files that cannot be imported, or of which few tests can pass."""
 
 _DIFFERENCES = "tests/queries/test_difference_strategy.py"
 _ARCHIVE = "tests/collector/test_log_archive.py"
 _HOSTS = "tests/collector/test_collector_hosts.py"
 _WRITER = "tests/collector/test_log_writer.py"
 _CONTROL = "tests/control/test_control.py"
+_BLOCKED = "tests/events/test_events_blocked.py"
+_SANDBOX = "tests/database/test_sandbox.py"
 _RESULTS = "tests/results/test_result_store.py"
 _MIGRATIONS = "tests/events/test_events_migrations.py"
 _PROGRAM = "tests/collector/test_collector_program.py"
@@ -98,7 +100,27 @@ TESTS: dict[str, str] = {
     ),
     "tests/database/test_event_copies.py::test_a_store_whose_file_is_being_replaced_is_waited_for": _RENAMES,
     "tests/database/test_osquery_functions.py::test_the_functions_work_in_worker_processes": _WORKERS,
-    "tests/events/test_events_blocked.py::test_a_crash_at_any_step_of_the_replacement_leaves_every_row": _RENAMES,
+    **{
+        f"{_SANDBOX}::test_one_call_of_a_function_ends_soon[printf('%.*c', 4000000, 'a') {operator}": (
+            "may take 3 s of processor time, and takes 3.5 to 4.5 with the SQLite of the wheel for Windows on this machine"
+        )
+        for operator in (
+            "LIKE '%' || printf('%.*c', 250, 'a') || 'b']",
+            "GLOB '*' || printf('%.*c', 250, 'a') || 'b']",
+        )
+    },
+    **dict.fromkeys(
+        (
+            f"{_BLOCKED}::test_a_fault_of_the_owner_does_not_end_the_writer",
+            f"{_BLOCKED}::test_a_stopped_reader_costs_no_row",
+            f"{_BLOCKED}::test_rows_that_wait_at_the_end_are_written_although_a_reader_blocks",
+            f"{_BLOCKED}::test_the_copy_is_an_ordinary_store",
+            f"{_BLOCKED}::test_the_owner_can_end_the_reader_before",
+            f"{_RESULTS}::test_a_stopped_reader_stops_neither_the_event_store_nor_results",
+        ),
+        "stops a process by SIGSTOP",
+    ),
+    f"{_BLOCKED}::test_a_crash_at_any_step_of_the_replacement_leaves_every_row": _RENAMES,
     "tests/events/test_events.py::test_only_the_owner_can_read_the_file": (
         "expects that a new file inherits its directory's access list, which Wine 8 does not do"
     ),
@@ -109,7 +131,6 @@ TESTS: dict[str, str] = {
     f"{_MIGRATIONS}::test_kill_9_at_any_moment_of_an_upgrade_leaves_every_row": _FORKS,
     f"{_RESULTS}::test_a_crash_while_the_file_is_replaced_loses_nothing": _FORKS,
     f"{_RESULTS}::test_a_hostile_reader_cannot_keep_results_from_being_saved": "locks a byte by fcntl, as on POSIX",
-    f"{_RESULTS}::test_a_stopped_reader_stops_neither_the_event_store_nor_results": "stops a process by SIGSTOP",
     f"{_RESULTS}::test_hostile_deltas_change_nothing_or_a_result_that_is_whole_and_within_the_budget": (
         "makes unnamed files of Linux (memfd_create)"
     ),
@@ -132,9 +153,6 @@ TESTS: dict[str, str] = {
     ),
     "tests/test_config.py::test_metrics_are_served_locally[unix:/run/x.sock]": "names a Unix socket",
     "tests/zeek/test_zeek_batches.py::test_cells_are_written_as_from_json_takes_them": _BACKSLASH,
-    "tests/zeek/test_zeek_bounds.py::test_hundreds_of_refused_statements_of_megabytes_take_no_memory": (
-        "takes more than three minutes under Wine on a busy machine"
-    ),
     "tests/zeek/test_zeek_data.py::test_any_host_bytes_are_escaped_reversibly": _BACKSLASH,
     "tests/zeek/test_zeek_data.py::test_cells_are_written_as_their_type": _BACKSLASH,
 }
