@@ -137,6 +137,15 @@ def test_a_default_configuration_that_others_could_have_written_is_not_read(
     assert config_file(None, environment) == file
 
 
+def test_a_system_without_the_directory_of_all_users_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> Path:
+        raise OSError("the directory for programs' data is unknown")
+
+    monkeypatch.setattr(folders, "program_data", unknown)
+    with pytest.raises(ZeekAgentError, match="data is unknown"):
+        _ = Windows().system_state
+
+
 def test_the_service_does_not_use_a_directory_that_another_user_has_made(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from zeek_agent.errors import ZeekAgentError
 from zeek_agent.platforms import CONFIGURATION, PROGRAM, Platform, caseless, windows_descriptors, windows_paths
 
 if TYPE_CHECKING:
@@ -273,9 +274,13 @@ def _ctrl_break() -> list[signal.Signals]:
 
 
 def _for_all() -> Path:
+    """Raises ZeekAgentError."""
     from zeek_agent.platforms.winapi import folders
 
-    return folders.program_data() / DIRECTORY
+    try:
+        return folders.program_data() / DIRECTORY
+    except OSError as error:
+        raise ZeekAgentError(str(error)) from None
 
 
 def _for_user(environment: Mapping[str, str]) -> Path:
