@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import shutil
 import signal
 from collections import Counter, defaultdict
@@ -93,6 +94,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, 0)
 
 
+PROGRAM = re.compile(r"[\w.+-]+")
+"""The name of a program, rather than of a file."""
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Generator[None, None, None]:
     """Skip a test that compares with a program which this machine does not have."""
@@ -100,7 +105,7 @@ def pytest_runtest_call() -> Generator[None, None, None]:
         return (yield)
     except FileNotFoundError as error:
         program = error.filename
-        if not isinstance(program, str) or "/" in program or shutil.which(program) is not None:
+        if not isinstance(program, str) or not PROGRAM.fullmatch(program) or shutil.which(program) is not None:
             raise
         pytest.skip(f"needs {program} on PATH")
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import unquote
 
 import apsw
 import apsw.ext as apsw_ext
@@ -726,7 +727,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EventStore]:
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sql=st.one_of(st.text(), st.lists(WORDS).map(" ".join), SOUND), profile=st.sampled_from(list(Profile)))
 def test_any_text_gives_a_result_or_an_error_and_never_writes(store: EventStore, sql: str, profile: Profile) -> None:
-    before = Path(store.uri.removeprefix("file:").partition("?")[0]).read_bytes()
+    file = Path(unquote(store.uri.removeprefix("file:").partition("?")[0]))
+    before = file.read_bytes()
 
     async def run() -> None:
         listing = Recorder("listing", [("name", "text")], pattern_rows, [Parameter("pattern", "text", "what")])
@@ -749,4 +751,4 @@ def test_any_text_gives_a_result_or_an_error_and_never_writes(store: EventStore,
         await db.aclose()
 
     asyncio.run(run())
-    assert Path(store.uri.removeprefix("file:").partition("?")[0]).read_bytes() == before
+    assert file.read_bytes() == before

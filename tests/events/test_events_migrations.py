@@ -18,10 +18,11 @@ import pytest
 from children import exit_code, fork
 from hypothesis import given
 from hypothesis import strategies as st
+from private_files import assert_private
 from recipients import NobodysAgent, Recorder
 from stores import dump
 
-from zeek_agent import __version__
+from zeek_agent import __version__, platforms
 from zeek_agent.access import AccessPolicy
 from zeek_agent.config.sections import EventSettings, LimitSettings
 from zeek_agent.database import cells
@@ -58,7 +59,7 @@ def restored(path: Path, sql: Path) -> apsw.Connection:
     """A store as an earlier agent left it, open for a test to add to it."""
     connection = apsw.Connection(str(path))
     connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute(sql.read_text())
+    connection.execute(sql.read_text(encoding="utf-8"))
     return connection
 
 
@@ -656,9 +657,9 @@ def test_a_column_of_a_later_agent_with_the_same_store_version_is_accepted(path:
 
 def test_the_store_is_readable_by_its_owner_only_after_an_upgrade(path: Path) -> None:
     restored(path, DUMPS[0]).close()
-    os.chmod(path, 0o600)  # noqa: PTH101
+    platforms.HERE.protect_file(path)
     opened(path).close(dump.NOW, clean=True)
-    assert path.stat().st_mode & 0o077 == 0
+    assert_private(path)
 
 
 @pytest.mark.parametrize("sql", [path for path in DUMPS if path.name < "08"], ids=lambda path: path.stem)

@@ -113,6 +113,7 @@ def test_each_argument_that_a_manual_names_is_masked(program: Program) -> None:
         "&": f"u:{SECRET}@h",
         ">": f">{SECRET}",
         "p=": f"h=1,p={SECRET},u=a",
+        "\\": SECRET,
     }
     for name in program.names.split():
         before = [word.replace("*", "x") for word in program.after.split()[:1]]

@@ -20,9 +20,17 @@ from zeek_agent.host.files.hashing import hashes_of
 from zeek_agent.host.files.portable import PortableGate
 from zeek_agent.host.files.reads import FileReads
 from zeek_agent.platforms import windows
-from zeek_agent.platforms.winapi import pipes, security
+from zeek_agent.platforms.winapi import folders, pipes, security
 
 pytestmark = pytest.mark.skipif(platforms.HERE.key != "win32", reason="needs Windows, or Wine: make test-windows")
+
+
+class UnknownFolders:
+    """shell32.dll of a system without the folder."""
+
+    def SHGetKnownFolderPath(self, *_: object) -> int:  # noqa: N802
+        return 0x8007_0002 - (1 << 32)
+
 
 HOLD = """
 import sys
@@ -152,3 +160,14 @@ def test_the_machine_has_an_id() -> None:
     machine = platforms.HERE.machine_id()
     assert machine is not None
     assert len(machine) == 32
+
+
+def test_the_directory_for_all_users_does_not_depend_on_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ProgramData", r"C:\users\Public")
+    assert folders.program_data() == Path(r"C:\ProgramData")
+    assert platforms.HERE.system_state == Path(r"C:\ProgramData\ZeekAgent\state")
+
+
+def test_a_folder_that_the_system_does_not_know_is_an_error() -> None:
+    with pytest.raises(OSError, match="SHGetKnownFolderPath: 0x80070002"):
+        folders.program_data(UnknownFolders())

@@ -11,13 +11,18 @@ import pytest
 from zeek_agent import platforms
 from zeek_agent.config.loading import config_file
 from zeek_agent.errors import UsageError, ZeekAgentError
-from zeek_agent.platforms.winapi import pipes, security
+from zeek_agent.platforms.winapi import folders, pipes, security
 from zeek_agent.platforms.windows import Windows
 from zeek_agent.platforms.windows_descriptors import replacers, writers
 from zeek_agent.service import windows_service
 
 INSTALLER = "S-1-5-80-956008885-3418522649-1831038044-1853292631-2271478464"
 ALICE = "S-1-5-21-1004336348-1177238915-682003330-1001"
+
+
+@pytest.fixture(autouse=True)
+def _data_of_all_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(folders, "program_data", lambda: tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +118,7 @@ def test_a_default_configuration_that_others_could_have_written_is_not_read(
     (tmp_path / "ZeekAgent").mkdir()
     file = tmp_path / "ZeekAgent" / "zeek-agent.toml"
     file.write_text("[zeek]\n")
-    environment = {"ProgramData": str(tmp_path), "LOCALAPPDATA": str(tmp_path)}
+    environment = {"LOCALAPPDATA": str(tmp_path)}
     monkeypatch.setattr(platforms, "HERE", here)
     monkeypatch.setattr(security, "user_sid", lambda: "S-1-5-18")
     descriptors = {file.parent: f"O:{ALICE}D:P(A;;FA;;;SY)", file: "O:BAD:P(A;;FA;;;SY)"}
@@ -132,6 +137,15 @@ def test_a_default_configuration_that_others_could_have_written_is_not_read(
     assert config_file(None, environment) == file
 
 
+def test_a_system_without_the_directory_of_all_users_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> Path:
+        raise OSError("the directory for programs' data is unknown")
+
+    monkeypatch.setattr(folders, "program_data", unknown)
+    with pytest.raises(ZeekAgentError, match="data is unknown"):
+        _ = Windows().system_state
+
+
 def test_the_service_does_not_use_a_directory_that_another_user_has_made(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -140,7 +154,6 @@ def test_the_service_does_not_use_a_directory_that_another_user_has_made(
     monkeypatch.setattr(security, "is_administrator", lambda: True)
     monkeypatch.setattr(security, "create_directory", lambda path, _: Path(path).mkdir())
     monkeypatch.setattr(security, "describe", lambda _: f"O:{ALICE}D:P(A;;FA;;;SY)")
-    monkeypatch.setenv("ProgramData", str(tmp_path))
     with pytest.raises(ZeekAgentError, match=r"another user has made .*ZeekAgent, or may change it: .* Remove it"):
         windows_service.run(lambda: 0)
 

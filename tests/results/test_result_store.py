@@ -14,6 +14,7 @@ from typing import Any
 import apsw
 import pytest
 from children import exit_code, fork
+from private_files import assert_private
 from stored_results import BUDGET, COLUMNS, Delta, run, stored_bytes
 
 from zeek_agent import platforms
@@ -68,7 +69,7 @@ def test_a_result_is_there_after_a_restart(opened: Callable[..., ResultStore], p
     again = opened()
     assert again.digest("query") == digest
     assert run(again, rows(9), reported=False) == [(RowChange.GONE, ("row 9", 9))]
-    assert path.stat().st_mode & 0o777 == 0o600
+    assert_private(path)
 
 
 def test_a_result_that_is_not_durable_ends_with_the_run(opened: Callable[..., ResultStore]) -> None:
@@ -529,7 +530,7 @@ def test_a_reader_cannot_write(opened: Callable[..., ResultStore]) -> None:
         reader._connection.execute("DELETE FROM rows")
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+@pytest.mark.skipif(platforms.HERE.key != "linux", reason="reads /proc/self/maps")
 def test_a_reader_maps_the_shared_memory_of_the_file_read_only(opened: Callable[..., ResultStore]) -> None:
     """A compromised one could damage the file otherwise."""
     store = opened()

@@ -3,64 +3,35 @@
 from __future__ import annotations
 
 import os
-import re
-import select
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from children import fork_in_terminal
-
-PASTE_MODE = r"\x1b\[\?2004[hl]\r?"
-"""What readline writes before and after each line, so that terminals mark pasted text."""
+from terminals import Terminal
 
 
-class Terminal:
-    """A shell on a pseudo-terminal, in a child process."""
+def shell(home: Path, **more: str) -> Terminal:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("ZEEK_AGENT_", "XDG_"))}
+    environment = {**kept, "HOME": str(home), "TERM": "xterm", "COLUMNS": "100", "LINES": "40", **more}
+    return Terminal([sys.executable, "-m", "zeek_agent", "shell", "--state-dir", str(home / "state")], environment)
 
-    def __init__(self, home: Path, **more: str) -> None:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("ZEEK_AGENT_", "XDG_"))}
-        environment = {**kept, "HOME": str(home), "TERM": "xterm", "COLUMNS": "100", "LINES": "40", **more}
-        arguments = [sys.executable, "-m", "zeek_agent", "shell", "--state-dir", str(home / "state")]
-        self.pid, self.descriptor = fork_in_terminal(lambda: os.execve(sys.executable, arguments, environment))
-        self.seen = ""
 
-    def type(self, keys: str) -> None:
-        os.write(self.descriptor, keys.encode())
-
-    def expect(self, pattern: str, seconds: float = 20) -> str:
-        """Wait until the output after what was expected before matches; that part."""
-        deadline = time.monotonic() + seconds
-        while not (match := re.search(pattern, self.seen, re.DOTALL)):
-            assert time.monotonic() < deadline, f"no {pattern!r} in {self.seen!r}"
-            if select.select([self.descriptor], [], [], 0.2)[0]:
-                self.seen = re.sub(PASTE_MODE, "", self.seen + self._read())
-        self.seen = self.seen[match.end() :]
-        return match[0]
-
-    def _read(self) -> str:
-        try:
-            return os.read(self.descriptor, 65536).decode()
-        except OSError as error:  # what Linux says once the other side has ended
-            raise AssertionError(f"the shell ended: {self.seen}") from error
-
-    def end(self) -> int:
-        """Type Ctrl-D; the exit code."""
-        self.type("\x04")
-        _, status = os.waitpid(self.pid, 0)
-        return os.waitstatus_to_exitcode(status)
+def end(terminal: Terminal) -> int:
+    """Type Ctrl-D; the exit code."""
+    terminal.type("\x04")
+    return terminal.wait()
 
 
 @pytest.fixture
 def terminal(tmp_path: Path) -> Iterator[Terminal]:
-    started = Terminal(tmp_path)
+    started = shell(tmp_path)
     try:
         started.expect("zeek-agent> ")
         yield started
     finally:
-        os.close(started.descriptor)
+        started.close()
 
 
 def test_statements_span_lines_until_their_semicolon(terminal: Terminal) -> None:
@@ -72,7 +43,7 @@ def test_statements_span_lines_until_their_semicolon(terminal: Terminal) -> None
     terminal.expect(r"answer.*seven.*42      7.*\(1 row\)\r\n.*zeek-agent> ")
     terminal.type("SELECT 1 AS n WHERE 0;\n")
     terminal.expect(r"\(0 rows\)\r\n.*zeek-agent> ")
-    assert terminal.end() == 0
+    assert end(terminal) == 0
 
 
 PASTED = "SELECT\t40 +\n\t2\n\nAS answer;\nSELECT 'b' AS b;\n"
@@ -85,7 +56,7 @@ def test_statements_can_be_pasted(terminal: Terminal) -> None:
     terminal.type(PASTED.replace("\t", " "))
     seen = terminal.expect(r"answer.*42\r\n.*\(1 row\)\r\n.*b.*\(1 row\)\r\n.*zeek-agent> ")
     assert "End the statement" not in seen
-    assert terminal.end() == 0
+    assert end(terminal) == 0
 
 
 @pytest.mark.long
@@ -99,16 +70,15 @@ def test_a_newcomer_finds_help_and_the_way_out(terminal: Terminal) -> None:
     terminal.type("FROM usres;\n")
     terminal.expect(r"no such table: usres; did you mean users\?\r\n.*zeek-agent> ")
     terminal.type("exit\n")
-    _, status = os.waitpid(terminal.pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
+    assert terminal.wait() == 0
 
 
 def test_the_greeting_says_that_no_agent_is_running_and_what_is_recorded(tmp_path: Path) -> None:
-    started = Terminal(tmp_path)
+    started = shell(tmp_path)
     seen = started.expect(".*zeek-agent> ")
     assert f"No agent is running: this host is read directly; no recorded events in {tmp_path}/state." in seen
-    assert started.end() == 0
-    os.close(started.descriptor)
+    assert end(started) == 0
+    started.close()
 
 
 @pytest.mark.long
@@ -117,7 +87,7 @@ def test_long_results_are_shown_in_the_pager_and_others_are_not(tmp_path: Path) 
     pager.write_text("#!/bin/sh\nexec sed 's/^/paged: /'\n")
     pager.chmod(0o755)
     numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT {}) SELECT i FROM n;\n"
-    started = Terminal(tmp_path, PAGER=str(pager))
+    started = shell(tmp_path, PAGER=str(pager))
     started.expect("zeek-agent> ")
     started.type(numbers.format(60))
     started.expect(r"paged: 60\r\npaged: \(60 rows\)\r\n.*zeek-agent> ")
@@ -127,8 +97,8 @@ def test_long_results_are_shown_in_the_pager_and_others_are_not(tmp_path: Path) 
     started.expect("pager: off.*zeek-agent> ")
     started.type(numbers.format(60))
     assert "paged" not in started.expect(r".*\(60 rows\)\r\n.*zeek-agent> ")
-    assert started.end() == 0
-    os.close(started.descriptor)
+    assert end(started) == 0
+    started.close()
 
 
 def test_tables_and_columns_complete(terminal: Terminal) -> None:
@@ -138,7 +108,7 @@ def test_tables_and_columns_complete(terminal: Terminal) -> None:
     terminal.type("SELECT count(*) FROM network_i\t;\n")
     terminal.expect("FROM network_interfaces")
     terminal.expect("zeek-agent> ")
-    assert terminal.end() == 0
+    assert end(terminal) == 0
 
 
 @pytest.mark.long
@@ -154,7 +124,7 @@ def test_ctrl_c_ends_a_repeated_query_and_a_line_but_not_the_shell(terminal: Ter
     terminal.expect("zeek-agent> ")
     terminal.type("SELECT 6 AS six;\n")
     terminal.expect("six.*6.*zeek-agent> ")
-    assert terminal.end() == 0
+    assert end(terminal) == 0
 
 
 def test_a_schedule_that_is_too_short_is_raised_with_a_warning(terminal: Terminal) -> None:
@@ -162,7 +132,7 @@ def test_a_schedule_that_is_too_short_is_raised_with_a_warning(terminal: Termina
     terminal.expect(r"runs every 0\.05 s, the shortest possible schedule, instead of every 0\.001 s.*five.*5.*five")
     terminal.type("\x03")
     terminal.expect("zeek-agent> ")
-    assert terminal.end() == 0
+    assert end(terminal) == 0
 
 
 @pytest.mark.long
@@ -172,20 +142,20 @@ def test_a_slow_statement_can_be_interrupted(terminal: Terminal) -> None:
     time.sleep(0.3)
     terminal.type("\x03")
     assert "took longer" not in terminal.expect(".*zeek-agent> ")
-    assert terminal.end() == 0
+    assert end(terminal) == 0
 
 
 @pytest.mark.long
 def test_history_is_kept_for_the_next_time_and_private(tmp_path: Path, terminal: Terminal) -> None:
     terminal.type("SELECT 'remembered';\n")
     terminal.expect("zeek-agent> ")
-    assert terminal.end() == 0
+    assert end(terminal) == 0
     history = tmp_path / ".local/state/zeek-agent/history"
     assert "SELECT 'remembered'" in history.read_text()
     assert history.stat().st_mode & 0o077 == 0
-    again = Terminal(tmp_path)
+    again = shell(tmp_path)
     again.expect("zeek-agent> ")
     again.type("\x1b[A\n")
     again.expect(r"SELECT 'remembered';\r\n.*remembered.*zeek-agent> ")
-    assert again.end() == 0
-    os.close(again.descriptor)
+    assert end(again) == 0
+    again.close()

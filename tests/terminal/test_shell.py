@@ -263,7 +263,8 @@ def test_results_can_go_to_a_private_file(answers: Answers, tmp_path: Path) -> N
     assert errors == ""
     nowhere = tmp_path / "none" / "rows.csv"
     _, errors = run(answers, f".output {nowhere}")
-    assert errors == f"error: cannot write {nowhere}: No such file or directory\n"
+    assert errors.startswith(f"error: cannot write {nowhere}: "), "the reason is in the system's words"
+    assert errors.count("\n") == 1
 
 
 @pytest.mark.skipif(not os.access("/dev/full", os.W_OK), reason="needs /dev/full")

@@ -7,9 +7,11 @@ So a run whose process ends in the middle can be continued. `ZEEK_AGENT_OUTCOMES
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,14 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         _note(report.nodeid, "skipped", _reason(report))
     elif report.when == "call":
         _note(report.nodeid, "passed")
+
+
+def pytest_runtest_logfinish(nodeid: str) -> None:
+    """What a test that cannot pass here leaves open must not be reported in the next one."""
+    if reason_for(nodeid):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
 
 
 def _reason(report: Any) -> str:

@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from terminals import Terminal
 
 from zeek_agent import platforms
 
@@ -30,32 +31,55 @@ COMMAND_SECONDS = 400.0
 WITHOUT_SOCKETS = ("--set", "sources.sockets=off", "--set", "access.tables_deny=sockets,listening_ports")
 """Wine lists the sockets of the whole host, and meanwhile answers no program that opens a file."""
 SERVICE = r"""
-import sys, time
+import time
 from pathlib import Path
 from zeek_agent.cli import program
 from zeek_agent.platforms.winapi import services
 from zeek_agent.service.windows_service import NAME
 
-assert program.run_command(["service", "install", "--no-start"]) == 0
+def step(name, value):
+    print(name, value, flush=True)
+
+def do(*command):
+    return program.run_command([*command])
+
+step("install", do("service", "install", "--no-start"))
 Path(r"C:\ProgramData\ZeekAgent\zeek-agent.toml").write_text(
     '[sources]\nsockets = "off"\n[access]\ntables_deny = ["sockets", "listening_ports"]\n'
 )
-print("installed", services.state(NAME), flush=True)
+step("state", services.state(NAME))
 services.start(NAME, 400)
-print("started", services.state(NAME), flush=True)
-for _ in range(300):
-    if program.run_command(["status"]) == 0:
+step("state", services.state(NAME))
+for _ in range(100):  # it runs before its pipe is there
+    if (status := do("status")) == 0:
         break
     time.sleep(1)
+step("status", status)
+step("query", do("query", "-f", "csv", "SELECT platform, id FROM zeek_agent"))
+step("sources", do("query", "-f", "csv", "SELECT value FROM zeek_agent_config WHERE name = 'sources.sockets'"))
 services.stop(NAME, 200)
-print("stopped", services.state(NAME), flush=True)
-assert program.run_command(["service", "remove", "--purge"]) == 0
+step("state", services.state(NAME))
+step("remove", do("service", "remove", "--purge"))
 for _ in range(60):  # until nobody has a handle of it
     if services.state(NAME) is None:
         break
     time.sleep(1)
-print("removed", services.state(NAME), flush=True)
+step("state", services.state(NAME))
+step("left", Path(r"C:\ProgramData\ZeekAgent").exists())
 """
+STEPS = (
+    ("install", "0"),
+    ("state", "1"),
+    ("state", "4"),
+    ("status", "0"),
+    ("query", "0"),
+    ("sources", "0"),
+    ("state", "1"),
+    ("remove", "0"),
+    ("state", "None"),
+    ("left", "False"),
+)
+"""Exit codes of commands, and states: 1 stopped, 4 running."""
 
 
 class WindowsAgent:
@@ -70,9 +94,14 @@ class WindowsAgent:
             cwd=directory,
         )
 
-    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def command(self, *arguments: str, typed: str | None = None) -> subprocess.CompletedProcess[str]:
         command = ["-m", "zeek_agent", arguments[0], *self._state, *arguments[1:]]
-        return wine.run_python(command, seconds=COMMAND_SECONDS)
+        return wine.run_python(command, seconds=COMMAND_SECONDS, typed=typed)
+
+    def console(self, *arguments: str) -> Terminal:
+        """The same with a console, which Wine makes of a terminal."""
+        command = wine.python_command(["-m", "zeek_agent", arguments[0], *self._state, *arguments[1:]])
+        return Terminal(command, {**wine.environment_with(), "TERM": "xterm"})
 
     def wait_until_connected(self) -> None:
         for _ in range(60):
@@ -137,6 +166,34 @@ def test_a_statement_is_answered_through_the_pipe_and_logs_are_those_of_linux(tm
     assert header(content) == header(log_of_linux("zeek-agent.log", tmp_path / "linux"))
 
 
+def test_the_shell_reads_statements_and_commands_from_its_input(tmp_path: Path) -> None:
+    typed = "SELECT platform,\n  6 * 7 AS answer\n  FROM zeek_agent;\n.status\nSELECT missing;\n.quit\nSELECT 'late';\n"
+    with running(tmp_path) as agent:
+        done = agent.command("shell", typed=typed)
+    assert re.match(r"platform +answer\n-+ +-+\nWindows +42\n", done.stdout), done.stdout
+    assert re.search(r"^running +True\nversion", done.stdout, re.MULTILINE), done.stdout
+    assert "no such column: missing" in done.stderr
+    assert "no agent is running" not in done.stderr
+    assert "late" not in done.stdout
+    assert done.returncode == 1, "a statement has failed"
+
+
+def test_the_shell_works_on_a_console(tmp_path: Path) -> None:
+    with running(tmp_path) as agent, closing(agent.console("shell")) as console:
+        console.expect("using the running agent on", COMMAND_SECONDS)
+        typed = (
+            ("SELECT 6 * 7 AS answer", "End the statement with ;"),
+            (";", r"answer.*42.*\(1 row\)"),
+            (".quit", r"\n"),
+        )
+        for line, answer in typed:
+            console.expect(r"zeek-agent>|\.\.\.>", COMMAND_SECONDS)
+            console.wait_until_raw(COMMAND_SECONDS)
+            console.type(f"{line}\r")
+            console.expect(answer, COMMAND_SECONDS)
+        assert console.wait() == 0
+
+
 def test_limits_hold_where_statements_run_in_the_agents_process(tmp_path: Path) -> None:
     endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
     greedy = "WITH RECURSIVE n(x) AS (SELECT hex('wine') UNION ALL SELECT x || x FROM n) SELECT max(length(x)) FROM n"
@@ -151,11 +208,16 @@ def test_limits_hold_where_statements_run_in_the_agents_process(tmp_path: Path) 
     assert after.stdout.split() == ["answer", "42"]
 
 
-def test_the_service_control_manager_starts_and_stops_the_agent() -> None:
+def test_the_service_control_manager_runs_an_agent_that_answers() -> None:
     done = wine.run_python(["-c", SERVICE], seconds=1_200)
-    states = re.findall(r"^(installed|started|stopped|removed) (\w+)\r?$", done.stdout, re.MULTILINE)
-    assert states == [("installed", "1"), ("started", "4"), ("stopped", "1"), ("removed", "None")], done.stderr
-    assert re.search(r"^agent +H\w+", done.stdout, re.MULTILINE) or "running" in done.stdout
+    names = "|".join({name for name, _ in STEPS})
+    steps = re.findall(rf"^({names}) (\w+)$", done.stdout, re.MULTILINE)
+    assert tuple(steps) == STEPS, done.stdout + done.stderr
+    answered = done.stdout[done.stdout.index("status 0") :]
+    assert re.search(r"^Windows,H\w+$", answered, re.MULTILINE), "the query's answer"
+    assert re.search(r"^value\noff$", answered, re.MULTILINE), "it has read the configuration of the installation"
+    assert "no agent is running" not in answered
+    assert re.search(r"^state_dir +C:\\ProgramData\\ZeekAgent\\state$", done.stdout, re.MULTILINE)
 
 
 def test_only_the_service_control_manager_can_run_the_service() -> None:

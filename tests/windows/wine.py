@@ -124,7 +124,7 @@ def _start_server() -> None:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env=_environment(),
+            env=environment_with(),
             check=False,
         )
 
@@ -135,9 +135,14 @@ def run_python(
     *,
     seconds: float | None = None,
     cwd: Path = ROOT,
+    typed: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run Windows' python.exe; its output is a pipe, without which Python cannot start under Wine."""
-    return run(["wine", str(PYTHON / "python.exe"), *arguments], environment, seconds=seconds, cwd=cwd)
+    return run(python_command(arguments), environment, seconds=seconds, cwd=cwd, typed=typed)
+
+
+def python_command(arguments: Sequence[str]) -> list[str]:
+    return ["wine", str(PYTHON / "python.exe"), *arguments]
 
 
 def run_into(
@@ -169,11 +174,11 @@ def start_python(
 ) -> subprocess.Popen[str]:
     """The same without waiting; standard output and error are one pipe."""
     return subprocess.Popen(
-        ["wine", str(PYTHON / "python.exe"), *arguments],
+        python_command(arguments),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=_environment(environment),
+        env=environment_with(environment),
         cwd=cwd,
         encoding="utf-8",
         errors="replace",
@@ -186,15 +191,16 @@ def run(
     *,
     seconds: float | None = None,
     cwd: Path = ROOT,
+    typed: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a program in Wine's prefix. Raises subprocess.TimeoutExpired."""
+    """Run a program in Wine's prefix; its input is `typed`, or else nothing. Raises subprocess.TimeoutExpired."""
     return subprocess.run(
         command,
-        stdin=subprocess.DEVNULL,
+        input=typed or "",
         capture_output=True,
         encoding="utf-8",
         errors="replace",
-        env=_environment(environment),
+        env=environment_with(environment),
         cwd=cwd,
         check=False,
         timeout=seconds,
@@ -204,8 +210,8 @@ def run(
 def end() -> None:
     """End Wine's server, which otherwise stays for a while."""
     with suppress(FileNotFoundError):
-        subprocess.run(["wineserver", "-k"], env=_environment(), check=False)
-        subprocess.run(["wineserver", "-w"], env=_environment(), check=False)
+        subprocess.run(["wineserver", "-k"], env=environment_with(), check=False)
+        subprocess.run(["wineserver", "-w"], env=environment_with(), check=False)
 
 
 def windows_path(path: Path) -> str:
@@ -220,7 +226,7 @@ def unix_path(path: str) -> Path:
     return base / rest.lstrip("/")
 
 
-def _environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+def environment_with(more: Mapping[str, str] | None = None) -> dict[str, str]:
     return {
         "PATH": os.environ["PATH"],
         "HOME": os.environ.get("HOME", "/root"),

@@ -76,7 +76,8 @@ class _Entry:
         self.after = tuple(program.after.split())
         single_dash = any(len(name) > 3 and name[0] == "-" and name[1] != "-" for name in self.options)
         self.letters = {name[1]: form for name, form in self.options.items() if len(name) == 2 and not single_dash}
-        self.has_slash_options = any(name[0] == "/" for name in self.options)
+        self.unless = frozenset(program.unless.split())
+        self.has_slash_options = program.has_slash_options or any(name[0] == "/" for name in self.options)
         self.attached = [
             name for name, form in self.options.items() if form == "!" and len(name) > 2 and not name.startswith("--")
         ]
@@ -147,9 +148,10 @@ class _Command:
         self._active = [entry for entry in given if not entry.after]
 
     def _applies(self, entry: _Entry, index: int) -> bool:
-        if entry.program.given:
-            return any(entry.program.given in argument for argument in self._arguments[index:])
-        return True
+        arguments = self._arguments[index:]
+        if entry.program.given and not any(entry.program.given in argument for argument in arguments):
+            return False
+        return entry.unless.isdisjoint(arguments)
 
     def _next(self, index: int, argument: str) -> str:
         pending, self._pending = self._pending, None
@@ -194,11 +196,15 @@ class _Command:
                 self._pending = entry.program.follows_form
             elif entry.program.settings and is_secret_setting(argument):
                 self._pending = _GUESSED
+        self._activate(argument)
+        return self._text(argument) if form is None else self._value(argument, form, separate=True)
+
+    def _activate(self, word: str) -> None:
+        """Entries that apply behind this word."""
         for entry in self._entries:
-            if entry.after and id(entry) not in self._counts and entry.begins(argument):
+            if entry.after and id(entry) not in self._counts and entry.begins(word):
                 self._counts[id(entry)] = 0
                 self._active.append(entry)
-        return self._text(argument) if form is None else self._value(argument, form, separate=True)
 
     def _has_letter(self, entry: _Entry) -> bool:
         letter = entry.program.last_with
@@ -209,6 +215,7 @@ class _Command:
 
     def _option(self, argument: str) -> str:
         name, separator, value = _split(argument)
+        self._activate(name)
         form = self._form(name)
         if form is None and argument[0] == "-":
             if (cluster := self._cluster(argument)) is not None:
@@ -312,7 +319,9 @@ def kind_of(program: str) -> Kind:
 def program_name(argument: str) -> str:
     """The name of a program without its directory; on Windows also without `.exe`, and in lower case."""
     name = argument.rpartition("/")[2].lstrip("-")
-    return name.rpartition("\\")[2][:-4].lower() if name[-4:].lower() == ".exe" else name
+    if name[-4:].lower() == ".exe":
+        return name.rpartition("\\")[2][:-4].lower()
+    return name.rpartition("\\")[2].lower() if name[1:3] == ":\\" else name
 
 
 def _split(option: str) -> tuple[str, str, str]:

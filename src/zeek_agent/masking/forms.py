@@ -116,6 +116,7 @@ _FORMS: Final[Mapping[str, Callable[[str], str]]] = {
     **{separator: partial(_behind, separator) for separator in ":%,="},
     "@": _source,
     "/": _database_user,
+    "\\": lambda value: value if value.startswith("\\\\") else MASK,
     "p=": _percona_name,
     "/=": _database_setting,
     "&": _login_at_host,

@@ -16,6 +16,7 @@
 | `;` | options separated by commas, some of which are secret: `username=x,password=SECRET` |
 | `~` | `pass:SECRET`, `key:SECRET` and the like; anything else is not secret |
 | `>` | `>SECRET`, `<SECRET`, `#SECRET` |
+| `\\` | SECRET, unless it is a share: `\\\\computer\\share` |
 | `*` | two secrets: `--option SECRET SECRET` |
 | `$` | a shell's command, which can hold secrets |
 | `^` | no secret, even if it looks like one: `--from-file=password=PATH` |
@@ -54,6 +55,10 @@ class Program:
     after: str = ""
     given: str = ""
     """The entry applies only if some argument contains this."""
+    unless: str = ""
+    """Words; the entry does not apply if one of them is an argument."""
+    has_slash_options: bool = False
+    """Options begin with a slash, and have their values attached: `/user:alice`."""
     last_with: str = ""
     """A letter: with this option, the last argument is a secret."""
 
@@ -658,9 +663,23 @@ PROGRAMS: Final = (
     # Windows
     Program("psexec psexec64", "PsExec documentation: -p psswd", "-p", valued="unriwa"),
     Program("schtasks", "schtasks reference: /rp, /p password", "/rp /RP /p /P"),
-    Program("net", "net user username [password] /option", after="user USER", positional=(2,), given="/"),
-    Program("net1", "net user username [password]", after="user USER", positional=(2,)),
-    Program("net net1", r"net use [device] \\\\computer\share [password]", after="use USE", positional=(3, 4)),
+    Program(
+        "net net1",
+        "net user username [password] /option; that of Samba, net(8), has subcommands there",
+        after="user USER",
+        positional=(2,),
+        valued="SIpWnsldt",
+        unless="add ADD delete DELETE info INFO rename RENAME",
+        has_slash_options=True,
+    ),
+    Program(
+        "net net1",
+        r"net use [device] \\computer\share [password]",
+        after="use USE",
+        positional=(2, 3),
+        positional_form="\\",
+        has_slash_options=True,
+    ),
     # macOS
     Program(
         "security",
@@ -670,7 +689,13 @@ PROGRAMS: Final = (
         "export set-key-partition-list set-generic-password-partition-list",
     ),
     Program("security", "security(1): set-keychain-password -o oldPassword", "-o", after="set-keychain-password"),
-    Program("dscl", "dscl(1): -passwd path [new_password | old_password new_password]", "-passwd*"),
+    Program(
+        "dscl",
+        "dscl(1): -passwd path [new_password | old_password new_password]",
+        "-passwd!",
+        after="-passwd passwd",
+        positional=(2, 3),
+    ),
     Program("dscl", "dscl(1): -P password of -u user", "-P", valued="u"),
 )
 """What the manuals say. An entry for the same name adds to earlier ones."""

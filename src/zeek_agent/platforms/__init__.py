@@ -253,6 +253,10 @@ class Platform(ABC):
     def has_terminal(self) -> bool:
         """Whether the process has a controlling terminal."""
 
+    @abstractmethod
+    def has_typed_input(self) -> bool:
+        """Whether input of the terminal waits to be read, as while a text is pasted."""
+
     def run(self, work: Coroutine[Any, Any, _T]) -> _T:
         """`asyncio.run`, with the event loop that the agent needs."""
         import asyncio

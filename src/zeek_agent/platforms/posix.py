@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -124,6 +126,9 @@ class Posix(Platform):
         except OSError:
             return False
         return True
+
+    def has_typed_input(self) -> bool:
+        return bool(select.select([sys.stdin], [], [], 0)[0])
 
     @property
     def control(self) -> ControlTransport:

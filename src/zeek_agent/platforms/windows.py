@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from zeek_agent.errors import ZeekAgentError
 from zeek_agent.platforms import CONFIGURATION, PROGRAM, Platform, caseless, windows_descriptors, windows_paths
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Windows(Platform):
         return None
 
     def configuration_file(self, environment: Mapping[str, str]) -> Path:
-        base = _for_all(environment) if self.is_privileged() else _for_user(environment)
+        base = _for_all() if self.is_privileged() else _for_user(environment)
         return base / CONFIGURATION
 
     def user_state(self, environment: Mapping[str, str]) -> Path:
@@ -62,7 +63,7 @@ class Windows(Platform):
 
     @property
     def system_state(self) -> Path:
-        return _for_all(os.environ) / "state"
+        return _for_all() / "state"
 
     @property
     def system_control(self) -> Path:
@@ -253,6 +254,11 @@ class Windows(Platform):
 
         return bool(winapi.library("kernel32").GetConsoleWindow())
 
+    def has_typed_input(self) -> bool:
+        from zeek_agent.platforms.winapi import console
+
+        return console.has_typed_input()
+
     @property
     def control(self) -> ControlTransport:
         from zeek_agent.platforms.named_pipes import NamedPipes
@@ -267,8 +273,14 @@ def _ctrl_break() -> list[signal.Signals]:
     return [number for number in signal.Signals if number.name == "SIGBREAK"]
 
 
-def _for_all(environment: Mapping[str, str]) -> Path:
-    return Path(environment.get("ProgramData") or r"C:\ProgramData") / DIRECTORY
+def _for_all() -> Path:
+    """Raises ZeekAgentError."""
+    from zeek_agent.platforms.winapi import folders
+
+    try:
+        return folders.program_data() / DIRECTORY
+    except OSError as error:
+        raise ZeekAgentError(str(error)) from None
 
 
 def _for_user(environment: Mapping[str, str]) -> Path:

@@ -70,7 +70,8 @@ class WindowsService:
                 shutil.rmtree(self.directory)
                 yield f"removed {self.directory}"
         except OSError as error:
-            raise ZeekAgentError(f"cannot remove the service: {error.strerror or error}") from None
+            where = f"{error.filename}: " if error.filename else ""
+            raise ZeekAgentError(f"cannot remove the service: {where}{error.strerror or error}") from None
 
 
 def command_line() -> str:

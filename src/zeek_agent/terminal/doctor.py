@@ -201,8 +201,9 @@ def _agent(config: Config) -> Iterator[Check]:
         sql = "SELECT source, backend, active, reason, last_error FROM zeek_agent_sources WHERE source <> 'osquery'"
         _, rows, _ = responders.query(running, sql)
         yield from _active_sources(rows)
-        yield from worker_checks.lacking(responders.query(running, worker_checks.LACKING)[1])
-        yield from worker_checks.service(int(facts["pid"]))
+        if platforms.HERE.confines_workers:
+            yield from worker_checks.lacking(responders.query(running, worker_checks.LACKING)[1])
+            yield from worker_checks.service(int(facts["pid"]))
     finally:
         running.close()
 

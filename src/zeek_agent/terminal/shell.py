@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import select
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
@@ -141,7 +139,7 @@ class Shell:
 
     def _hint(self) -> None:
         """Say once how a statement ends, when one looks complete and no more pasted lines follow."""
-        if self._interactive and not self._hinted and could_end(self._buffer) and not _more_input():
+        if self._interactive and not self._hinted and could_end(self._buffer) and not platforms.HERE.has_typed_input():
             self._hinted = True
             self._say("End the statement with ; to run it.")
 
@@ -457,11 +455,6 @@ def split_statements(text: str) -> list[str]:
 def _create_private(path: str, flags: int) -> int:
     """A new file is readable only by its owner, like the history: rows may contain secrets."""
     return platforms.HERE.open_private(Path(path), flags)
-
-
-def _more_input() -> bool:
-    """Whether lines wait on standard input, as while a text is pasted."""
-    return bool(select.select([sys.stdin], [], [], 0)[0])
 
 
 def _tokens(text: str) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from zeek_agent import platforms
 from zeek_agent.terminal import responders
 from zeek_agent.terminal.console import Printer, plain
 from zeek_agent.text import visible
@@ -21,8 +22,9 @@ PARTS: Final = {
     "connections": "SELECT * FROM zeek_agent_connections",
     "sources": "SELECT * FROM zeek_agent_sources",
     "queries": "SELECT * FROM zeek_agent_queries",
-    "workers": "SELECT * FROM zeek_agent_workers",
 }
+WORKERS: Final = {"workers": "SELECT * FROM zeek_agent_workers"}
+"""Where statements run in worker processes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class StatusReport:
 def gather_status(responder: Responder) -> StatusReport:
     """Query the agent for the contents of the report."""
     parts = {}
-    for name, sql in PARTS.items():
+    for name, sql in (PARTS | WORKERS if platforms.HERE.confines_workers else PARTS).items():
         columns, rows, _ = responders.query(responder, sql)
         parts[name] = (columns, rows)
     return StatusReport(responders.status(responder), parts)

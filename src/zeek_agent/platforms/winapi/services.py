@@ -38,6 +38,10 @@ _NOT_ACTIVE: Final = 1062
 _NOT_STARTED_AS_SERVICE: Final = 1063
 _CALL_NOT_IMPLEMENTED: Final = 120
 _SPECIFIC_ERROR: Final = 1066
+_STATUS_OF_PROCESS: Final = 0
+_SYNCHRONIZE: Final = 0x10_0000
+_NO_SUCH_PROCESS: Final = 87
+_WAIT_TIMEOUT: Final = 0x102
 _DESCRIPTION: Final = 1
 _FAILURE_ACTIONS: Final = 2
 _ACTION_RESTART: Final = 1
@@ -62,6 +66,10 @@ class _Status(ctypes.Structure):
         ("dwCheckPoint", ctypes.c_uint32),
         ("dwWaitHint", ctypes.c_uint32),
     )
+
+
+class _ProcessStatus(ctypes.Structure):
+    _fields_ = (*_Status._fields_, ("dwProcessId", ctypes.c_uint32), ("dwServiceFlags", ctypes.c_uint32))
 
 
 class _Action(ctypes.Structure):
@@ -114,12 +122,14 @@ def start(name: str, timeout_seconds: float = 30.0) -> None:
 
 
 def stop(name: str, timeout_seconds: float = 30.0) -> None:
-    """Stop a service and wait until it has ended. Raises OSError, TimeoutError."""
-    with _service(name) as service:
+    """Stop a service and wait until its process, which has files open, has ended. Raises OSError, TimeoutError."""
+    with _service(name) as service, _process_of(name, service) as process:
         status = _Status()
         if not _api().ControlService(service, _CONTROL_STOP, ctypes.byref(status)) and _last_number() != _NOT_ACTIVE:
             raise winapi.last_error(name)
         _wait_for(name, service, STOPPED, timeout_seconds)
+        if process is not None:
+            _wait_for_end(name, process, timeout_seconds)
 
 
 def delete(name: str) -> None:
@@ -295,10 +305,39 @@ def _wait_for(name: str, service: ctypes.c_void_p, wanted: int, timeout_seconds:
 
 
 def _state_of(name: str, service: ctypes.c_void_p) -> int:
-    status = _Status()
-    if not _api().QueryServiceStatus(service, ctypes.byref(status)):
+    return int(_status_of(name, service).dwCurrentState)
+
+
+def _status_of(name: str, service: ctypes.c_void_p) -> _ProcessStatus:
+    status, needed = _ProcessStatus(), ctypes.c_uint32()
+    arguments = (ctypes.byref(status), ctypes.sizeof(status), ctypes.byref(needed))
+    if not _api().QueryServiceStatusEx(service, _STATUS_OF_PROCESS, *arguments):
         raise winapi.last_error(name)
-    return int(status.dwCurrentState)
+    return status
+
+
+@contextmanager
+def _process_of(name: str, service: ctypes.c_void_p) -> Iterator[ctypes.c_void_p | None]:
+    """A handle to wait for the service's process; None if there is none any more. Raises OSError."""
+    kernel = winapi.library("kernel32")
+    kernel.OpenProcess.restype = ctypes.c_void_p
+    pid = _status_of(name, service).dwProcessId
+    handle = kernel.OpenProcess(_SYNCHRONIZE, 0, pid) if pid else None
+    if pid and not handle and _last_number() != _NO_SUCH_PROCESS:
+        raise winapi.last_error(name)
+    try:
+        yield ctypes.c_void_p(handle) if handle else None
+    finally:
+        if handle:
+            kernel.CloseHandle(ctypes.c_void_p(handle))
+
+
+def _wait_for_end(name: str, process: ctypes.c_void_p, timeout_seconds: float) -> None:
+    result = winapi.library("kernel32").WaitForSingleObject(process, ctypes.c_uint32(round(timeout_seconds * 1_000)))
+    if result == _WAIT_TIMEOUT:
+        raise TimeoutError(f"the process of the service {name} has not ended")
+    if result != 0:
+        raise winapi.last_error(name)
 
 
 def _last_number() -> int:
