@@ -88,7 +88,7 @@ def test_a_few_capabilities_are_enough(privileges: list[str]) -> None:
         pytest.skip("no eBPF here")
     code = (
         "import os\n"
-        "from zeek_agent.config import SourceSettings\n"
+        "from zeek_agent.config.sections import SourceSettings\n"
         "from zeek_agent.bpf.iterators import Iterators\n"
         "from zeek_agent.recording.registry import candidates\n"
         "by_kind = candidates(SourceSettings(processes='ebpf', sockets='ebpf'))\n"

@@ -19,7 +19,7 @@ from private_files import assert_private
 from waiting import until_sync
 
 from zeek_agent.config.sections import EventSettings
-from zeek_agent.events.event_file import EventFile
+from zeek_agent.events.event_file import EventFile, SeqBounds, WriteBatch
 from zeek_agent.events.store import EventStore
 from zeek_agent.schema import Column, EventRow, Row
 from zeek_agent.table import Table
@@ -90,6 +90,23 @@ def test_rows_are_numbered_and_can_be_read_by_another_connection(path: Path, rea
     assert read(store, "SELECT seq, number, text FROM store.things_events") == [(1, 7, "seven"), (2, 8, "eight")]
     assert (store.first_seq("things_events"), store.last_seq("things_events")) == (1, 2)
     store.close()
+
+
+def test_readers_in_other_threads_see_both_bounds_of_the_numbers_change_at_once(path: Path) -> None:
+    """They look while the writer runs any of its statements. With one bound only, new rows would look expired."""
+    file, seen = EventFile(path, [THINGS], 2**24, NOW), list[SeqBounds]()
+
+    def look(*_: object) -> bool:
+        seen.append(file.seq_bounds["things_events"])
+        return True
+
+    file._connection.set_exec_trace(look)
+    batch = WriteBatch()
+    batch.add_rows("things_events", [thing(1, time_=NOW), thing(2, time_=NOW)], None)
+    file.write(batch, NOW)
+    file.expire(NOW + 20.0, age_seconds=10.0)
+    file.close(NOW + 20.0, clean=True)
+    assert list(dict.fromkeys(seen)) == [(0, 0), (1, 2), (0, 2)]
 
 
 def test_rows_are_committed_without_a_flush(path: Path) -> None:

@@ -19,6 +19,7 @@ from zeek_agent.config.sections import EventSettings, LimitSettings
 from zeek_agent.database.database import Database, Profile
 from zeek_agent.database.results import Statement
 from zeek_agent.errors import WorkerUnavailableError
+from zeek_agent.events.event_file import SeqBounds
 from zeek_agent.events.store import EventStore
 from zeek_agent.queries.delivery import Delivery
 from zeek_agent.queries.event_strategy import EventStrategy
@@ -383,13 +384,10 @@ class Retained:
     """A store of which retention has left these sequence numbers."""
 
     def __init__(self, first: int, last: int) -> None:
-        self.bounds = first, last
+        self.bounds = SeqBounds(first, last)
 
-    def first_seq(self, table: str) -> int:
-        return self.bounds[0]
-
-    def last_seq(self, table: str) -> int:
-        return self.bounds[1]
+    def seq_bounds(self, table: str) -> SeqBounds:
+        return self.bounds
 
 
 @pytest.mark.parametrize(

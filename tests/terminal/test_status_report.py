@@ -8,7 +8,7 @@ from collections.abc import Generator
 import pytest
 
 from zeek_agent import platforms
-from zeek_agent.config import Config
+from zeek_agent.config.declarations import Config
 from zeek_agent.control.messages import Columns, Facts, Frame, QueryRequest, Request, Rows
 from zeek_agent.errors import SqlError
 from zeek_agent.tables import builtin_tables

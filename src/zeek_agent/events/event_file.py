@@ -114,16 +114,23 @@ class WriteBatch:
             self.positions[table] = position
 
 
+class SeqBounds(NamedTuple):
+    """The lowest retained `seq` of a table, 0 if it is empty, and the highest, whose row may be gone."""
+
+    first: int
+    last: int
+
+
 class EventFile:
     """An open event store, at `path` or, if that is None, in temporary files, in memory if possible.
 
-    `first_seq` and `last_seq` are the committed bounds of `seq` by table; `last_seq` never decreases, even when
-    retention has emptied the table. Rows take at most about `bytes_max` on disk, including the write-ahead log, unless
-    a reader holds a transaction open; delivery states take at most about `state_bytes` more. The time since the last
-    run is recorded as a gap unless the file is `resumed` within one run; unless this `is_recording` already, its end
-    follows (`gap_ends` of a batch). Ages are measured on `age_clock`, which this
-    starts if it is the first store that uses it, or else on the clock of the `now` that methods are given. Opening
-    raises apsw.Error or OSError when the file cannot be used, NewerStoreError when a later agent wrote it.
+    `seq_bounds` are the committed bounds of `seq` by table, for readers in any thread. Rows take at most about
+    `bytes_max` on disk, including the write-ahead log, unless a reader holds a transaction open; delivery states take
+    at most about `state_bytes` more. The time since the last run is recorded as a gap unless the file is `resumed`
+    within one run; unless this `is_recording` already, its end follows (`gap_ends` of a batch). Ages are measured on
+    `age_clock`, which this starts if it is the first store that uses it, or else on the clock of the `now` that methods
+    are given. Opening raises apsw.Error or OSError when the file cannot be used, NewerStoreError when a later agent
+    wrote it.
     """
 
     def __init__(
@@ -159,8 +166,7 @@ class EventFile:
         self.states_refused: list[str] = []
         """Keys of the last batch whose delivery state was not stored, or without its snapshot."""
         self._eviction_logged = -math.inf
-        self.first_seq: dict[str, int] = {}
-        self.last_seq: dict[str, int] = {}
+        self.seq_bounds: dict[str, SeqBounds] = {}
         self._scratch: ScratchDirectory | None = None
         if path is None:
             from zeek_agent.events.scratch import ScratchDirectory
@@ -322,8 +328,13 @@ class EventFile:
         return next((row[0] for row in self._select(sql, bindings)), None)
 
     def _read_seq_bounds(self, table: str) -> None:
-        self.first_seq[table] = self._scalar(f"SELECT min(seq) FROM {quoted(table)}") or 0
-        self.last_seq[table] = last_sequence(self._connection, table)
+        first = self._scalar(f"SELECT min(seq) FROM {quoted(table)}") or 0
+        self.seq_bounds[table] = SeqBounds(first, last_sequence(self._connection, table))
+
+    @property
+    def last_seq(self) -> dict[str, int]:
+        """The highest committed `seq` by table."""
+        return {table: bounds.last for table, bounds in self.seq_bounds.items()}
 
     def continue_from(self, last: Mapping[str, int]) -> None:
         """Number new rows after these, so that cursors of a store that this one replaces stay valid."""
@@ -350,15 +361,16 @@ class EventFile:
                     stored = ("seq", *(column.name for column in table.recorded))
                     names = ", ".join(map(quoted, stored))
                     values = ", ".join(adopted(column, offset) for column in stored)
-                    after = max(self.last_seq[name], last.get(name, 0) - rows_max)
+                    own_last = self.seq_bounds[name].last
+                    after = max(own_last, last.get(name, 0) - rows_max)
                     self._connection.execute(
                         f"INSERT INTO main.{quoted(name)} ({names}) "
                         f"SELECT {values} FROM other.{quoted(name)} WHERE seq > ?",
                         (after,),
                     )
                     self._usage.note_holes(name, last.get(name, 0))
-                    if self.path is not None and after > self.last_seq[name]:
-                        self._note_rows_left_behind(name, self.last_seq[name], after)
+                    if self.path is not None and after > own_last:
+                        self._note_rows_left_behind(name, own_last, after)
                 self._texts.recount(self._stored)
                 if left := self._states.adopt():
                     log.error("event store: the delivery states of %d queries are too large for %s", left, self._file)
@@ -414,12 +426,8 @@ class EventFile:
                     execute(f"INSERT INTO {_GAPS} VALUES (?, ?, ?, ?)", (source, begin, end, cause))
             self._move_gap_ends(batch.gap_ends)
             self._note_recorded_until(now if batch.recorded_until is None else batch.recorded_until)
-        for new in batch.tables:
-            self._read_seq_bounds(new.name)
-        for table in batch.rows:
-            self.last_seq[table] = last_sequence(self._connection, table)
-            if self.first_seq[table] == 0:
-                self._read_seq_bounds(table)
+        for table in {*batch.rows, *(new.name for new in batch.tables)}:
+            self._read_seq_bounds(table)
         is_changed = batch.losses or batch.gap_ends
         self.gaps = self._read_gaps() if is_changed else [*self.gaps, *batch.gaps]
         return misfits
@@ -496,11 +504,12 @@ class EventFile:
         at, ahead = self._age_now(now), self._ahead()
         self._note_ages(at, ahead, age_seconds)
         for table, timed in self._stored.items():
-            if timed and self.first_seq[table]:
+            if timed and self.seq_bounds[table].first:
                 removed[table] += self._delete_through(table, self._ages.recorded_before(table, at - age_seconds))
-            if timed and self.first_seq[table] > self._ages.last_before_step(table, ahead):
+            first, last = self.seq_bounds[table]
+            if timed and first > self._ages.last_before_step(table, ahead):
                 rows, oldest = f"SELECT seq FROM {quoted(table)} WHERE", now - age_seconds
-                young = self._scalar(f"{rows} time >= ? ORDER BY seq LIMIT 1", (oldest,)) or self.last_seq[table] + 1
+                young = self._scalar(f"{rows} time >= ? ORDER BY seq LIMIT 1", (oldest,)) or last + 1
                 old = self._scalar(f"{rows} time < ? AND seq < ? ORDER BY seq DESC LIMIT 1", (oldest, young))
                 removed[table] += self._delete_through(table, old or 0)
         with self._connection:
@@ -558,8 +567,8 @@ class EventFile:
         """By table, the time before which rows have expired; none if the clock was set since they were recorded."""
         ahead = self._ahead()
         return {
-            table: now - age_seconds if first > self._ages.last_before_step(table, ahead) else -math.inf
-            for table, first in self.first_seq.items()
+            table: now - age_seconds if bounds.first > self._ages.last_before_step(table, ahead) else -math.inf
+            for table, bounds in self.seq_bounds.items()
         }
 
     def update_usage(self, rows_max: int | None = None) -> None:
@@ -576,7 +585,7 @@ class EventFile:
         removed: Counter[str] = Counter()
         while (left := _DELETE_ROWS - removed.total()) > 0 and bytes_wanted > 0 and (turn := shares.next()) is not None:
             table, producer = turn
-            taken = self._usage.take(table, producer, left, bytes_wanted, self.last_seq[table])
+            taken = self._usage.take(table, producer, left, bytes_wanted, self.seq_bounds[table].last)
             if taken.end is not None and taken.begin is not None and taken.end >= oldest[table]:
                 self._note_eviction(table, producer, max(taken.begin, oldest[table]), taken.end)
             self._texts.release(taken.references)
@@ -623,8 +632,8 @@ class EventFile:
     def _delete_through(self, table: str, upto: int) -> int:
         """Delete the rows up to and including that `seq`, in steps that keep the log short. Returns how many."""
         removed = 0
-        while self.first_seq[table] and self.first_seq[table] <= upto:
-            step = min(upto, self.first_seq[table] + _DELETE_ROWS)
+        while 0 < (first := self.seq_bounds[table].first) <= upto:
+            step = min(upto, first + _DELETE_ROWS)
             with self._connection:
                 self._usage.subtract(table, step)
                 self._texts.release_through(table, step)

@@ -23,7 +23,7 @@ from zeek_agent.config.sections import EventSettings, LimitSettings
 from zeek_agent.events import replacement
 from zeek_agent.events.ages import STEP_SECONDS, AgeClock, BootTime, system_boot_time
 from zeek_agent.events.delivery_states import STATES_MAX, Delivered, EndedIncarnation, RecentProgress
-from zeek_agent.events.event_file import EventFile, Gap, WriteBatch, disk_uri, gap_source, note_unsaved
+from zeek_agent.events.event_file import EventFile, Gap, SeqBounds, WriteBatch, disk_uri, gap_source, note_unsaved
 from zeek_agent.events.migrations import NewerStoreError
 from zeek_agent.events.reading import count_rows, read_delivery_state, read_rows
 from zeek_agent.events.recording_position import RecordingPosition
@@ -174,13 +174,17 @@ class EventStore:
         """The URI under which a reader in this process attaches the store, read-only."""
         return self._file.uri
 
+    def seq_bounds(self, table: str) -> SeqBounds:
+        """Both bounds as of one commit; what is read by `first_seq` and `last_seq` may be of different ones."""
+        return self._file.seq_bounds.get(table, SeqBounds(0, 0))
+
     def first_seq(self, table: str) -> int:
         """Lowest retained `seq`; 0 when the table is empty."""
-        return self._file.first_seq.get(table, 0)
+        return self.seq_bounds(table).first
 
     def last_seq(self, table: str) -> int:
         """Highest committed `seq`, whether or not the row is still there; 0 when no row was ever committed."""
-        return self._file.last_seq.get(table, 0)
+        return self.seq_bounds(table).last
 
     def has_holes(self, table: str, after: int) -> bool:
         """Whether retention may have removed rows after this `seq` although older ones are still there."""

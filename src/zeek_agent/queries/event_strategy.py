@@ -141,8 +141,9 @@ class EventStrategy:
     def _next_window(self, installed: Installed) -> dict[str, tuple[int, int]]:
         store, window = self._store, dict[str, tuple[int, int]]()
         for table, seen in installed.seen.items():
-            last = installed.under_way.get(table, store.last_seq(table))
-            first = store.first_seq(table) or store.last_seq(table) + 1
+            bounds = store.seq_bounds(table)
+            last = installed.under_way.get(table, bounds.last)
+            first = bounds.first or bounds.last + 1
             if first > seen + 1:
                 self._count_lost(installed, first - seen - 1)
                 log.warning("query %s: %d rows of %s expired undelivered", installed.query_id, first - seen - 1, table)
