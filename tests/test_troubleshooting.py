@@ -106,6 +106,7 @@ RELAYED: Final = {
     "platforms/winapi/accounts.py: 'winreg'",
     "platforms/winapi/audit_policy.py: 'winreg'",
     "platforms/winapi/channel_reader.py: 'EvtGetLogInfo'",
+    "platforms/winapi/console.py: 'msvcrt'",
     "platforms/winapi/event_log.py: 'EvtGetLogInfo'",
     "platforms/winapi/event_log.py: 'EvtNext'",
     "platforms/winapi/event_log.py: 'EvtRender'",

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 from places import ROOT
-from zeek_program import PACKAGE, needs_zeek
+from zeek_program import PACKAGE, ZEROMQ, needs_zeek
 
 from zeek_agent.cli.program import commands
 from zeek_agent.collector import pack_check
@@ -45,9 +45,9 @@ def commented_code(script: Path) -> list[str]:
 
 
 def parse(directory: Path, text: str) -> None:
-    """Have Zeek parse a script that loads the package; fails with Zeek's message."""
+    """Have Zeek parse a script that loads the package and ZeroMQ's options; fails with Zeek's message."""
     (directory / "zeek-agent").symlink_to(PACKAGE)
-    (directory / "snippets.zeek").write_text(f"@load zeek-agent\n{text}")
+    (directory / "snippets.zeek").write_text(f"{ZEROMQ}@load zeek-agent\n{text}")
     command = ["zeek", "--parse-only", "snippets.zeek", "ZeekAgent::listen=F"]
     done = subprocess.run(command, cwd=directory, check=False, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), text

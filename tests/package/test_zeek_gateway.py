@@ -10,7 +10,7 @@ from bus_agents import bus_agents
 from gateways import CLUSTER, gateway
 from nats_server import NatsServer, nats_server
 from waiting import until
-from zeek_program import ZEROMQ, needs_zeek, records, tool, zeek
+from zeek_program import needs_zeek, records, tool, zeek
 
 from zeek_agent.zeek import protocol
 
@@ -28,7 +28,7 @@ def nats(tmp_path: Path) -> Iterator[NatsServer]:
 @pytest.mark.timeout(240)
 async def test_a_real_zeek_serves_many_agents_over_one_websocket(nats: NatsServer, tmp_path: Path) -> None:
     tool("zeek")
-    with zeek(tmp_path / "zeek", site=ZEROMQ) as url:
+    with zeek(tmp_path / "zeek") as url:
         async with gateway(nats.url, url, seconds=120.0) as gw, bus_agents(nats.url, CLUSTER) as bus:
             agents = [await bus.agent(f"H{number}") for number in range(AGENTS)]
             for agent in agents:

@@ -411,6 +411,24 @@ async def test_events_that_retention_removed_before_they_were_delivered_are_coun
     assert installed.lost == strategy.lost[installed.owner] == lost
 
 
+async def test_events_that_expire_while_their_query_waits_for_its_turn_are_counted(here: World) -> None:
+    zeek = Recorder()
+    await here.runner.install(zeek, "q", query("SELECT what FROM happenings", Subscription.EVENTS))
+    await settle(here, 1)
+    (installed,) = here.runner.installed
+    async with installed.backlog.slot(), installed.backlog.slot():
+        here.happen((-10_000.0, "old"), (-10_000.0, "as old"), (0.0, "new"))
+        await until(lambda: installed.under_way)
+        here.store.reconfigure(EventSettings(retention_age=5_000.0), LimitSettings().state_bytes)
+        here.store._housekeeping_due = 0.0
+        here.happen((0.0, "newer"))
+        await until(lambda: here.store.first_seq("happenings") == 3)
+        assert installed.lost == 0
+    assert [row[0] for _, row in await zeek.next()] == ["new"]
+    assert [row[0] for _, row in await zeek.next()] == ["newer"]
+    assert installed.lost == here.runner.lost[installed.owner] == 2
+
+
 async def test_a_run_time_error_is_reported_once_and_the_query_continues(here: World) -> None:
     zeek = Recorder()
     sql = "SELECT name FROM things WHERE json_extract(name, '$') IS NULL"

@@ -13,6 +13,7 @@ from zeek_agent.queries.subscriptions import Change
 
 if TYPE_CHECKING:
     from zeek_agent.events.delivery_states import Delivered
+    from zeek_agent.events.event_file import SeqBounds
     from zeek_agent.events.store import EventStore
     from zeek_agent.queries.delivery import Delivery
     from zeek_agent.queries.installed import Installed
@@ -117,8 +118,12 @@ class EventStrategy:
 
     async def _missing_rows(self, window: Mapping[str, tuple[int, int]]) -> int:
         """How many rows of the window retention had removed when the statement ran, or while it did."""
-        holes = [(table, low, high) for table, (low, high) in window.items() if self._store.has_holes(table, low)]
+        holes = [(table, low, high) for table, (low, high) in window.items() if self._may_miss_rows(table, low)]
         return sum([await asyncio.to_thread(self._store.missing, *hole) for hole in holes])
+
+    def _may_miss_rows(self, table: str, after: int) -> bool:
+        """Whether rows after this `seq` may have expired since the window was chosen, or been removed for room."""
+        return _first_or_next(self._store.seq_bounds(table)) > after + 1 or self._store.has_holes(table, after)
 
     def _count_lost(self, installed: Installed, number: int) -> None:
         """Count events that were removed before they were delivered."""
@@ -143,7 +148,7 @@ class EventStrategy:
         for table, seen in installed.seen.items():
             bounds = store.seq_bounds(table)
             last = installed.under_way.get(table, bounds.last)
-            first = bounds.first or bounds.last + 1
+            first = _first_or_next(bounds)
             if first > seen + 1:
                 self._count_lost(installed, first - seen - 1)
                 log.warning("query %s: %d rows of %s expired undelivered", installed.query_id, first - seen - 1, table)
@@ -153,6 +158,11 @@ class EventStrategy:
             rows_max = min(EVENT_SLICE_ROWS, self._delivery.rows_max)
             window = {table: (low, min(high, low + rows_max)) for table, (low, high) in window.items()}
         return window
+
+
+def _first_or_next(bounds: SeqBounds) -> int:
+    """The lowest retained `seq` or, of an empty table, that of its next row."""
+    return bounds.first or bounds.last + 1
 
 
 def _has_rows(window: Mapping[str, tuple[int, int]]) -> bool:
