@@ -665,7 +665,7 @@ def test_a_second_agent_is_refused_with_the_holders_name(agent: Shared) -> None:
     assert f"another agent (pid {agent.process.pid}, since " in complaint(refused, 1)
 
 
-@pytest.mark.long(kept=1)
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_shuts_the_agent_down_in_order(tmp_path: Path, state: Path, number: signal.Signals) -> None:
     with running_in(tmp_path) as process:

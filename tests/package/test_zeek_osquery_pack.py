@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from running_agent import AGENT_ID, RunningAgent, running
 from waiting import until
 from zeek_program import PACKAGE, needs_zeek, records, zeek
@@ -65,6 +66,7 @@ def first_process() -> dict[str, str]:
     return {"pid": "1", "name": Path("/proc/1/comm").read_text().strip(), "parent": "0"}
 
 
+@pytest.mark.long
 async def test_the_collector_runs_a_configuration_and_writes_osquerys_results(tmp_path: Path) -> None:
     async with running(tmp_path, f"--pack={started(tmp_path)}", "--log-format=osquery") as agent:
 

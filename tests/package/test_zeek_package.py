@@ -144,6 +144,7 @@ def test_scripts_parse() -> None:
     run("zeek", "-a", str(PACKAGE))
 
 
+@pytest.mark.long
 def test_scripts_are_formatted(tmp_path: Path) -> None:
     tool("zeek-script")
     for part in ("scripts", "examples"):

@@ -129,6 +129,7 @@ OF_RUNNING_PROCESSES = {
 """Events name the process themselves; these are needed for what was running before, which `/proc` shows."""
 
 
+@pytest.mark.long(kept=6)
 @pytest.mark.parametrize(
     ("kind", "backend", "name"),
     [(kind, backend, one.name) for kind, backend in usable() for one in REQUIRED[kind, backend]],

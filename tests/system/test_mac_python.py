@@ -73,6 +73,7 @@ def test_processes_are_read(tmp_path: Path) -> None:
     assert own["priority"] == str(-os.nice(0))
 
 
+@pytest.mark.long
 def test_sockets_are_read(tmp_path: Path) -> None:
     import socket
 
@@ -82,12 +83,14 @@ def test_sockets_are_read(tmp_path: Path) -> None:
     assert found == {"pid": os.getpid(), "address": "127.0.0.1", "protocol": 6}
 
 
+@pytest.mark.long
 def test_accounts_follow_the_rules_of_macos(tmp_path: Path) -> None:
     found = {row["name"]: row for row in rows("SELECT name, uid, is_admin, is_system FROM users", tmp_path)}
     assert (found["root"]["is_admin"], found["root"]["is_system"]) == (True, True)
     assert all(row["is_system"] for row in found.values() if int(row["uid"]) < 500)
 
 
+@pytest.mark.long
 def test_the_host_describes_itself(tmp_path: Path) -> None:
     (found,) = rows("SELECT platform, kernel_name, hostname, tables FROM zeek_agent", tmp_path)
     assert (found["platform"], found["kernel_name"]) == ("Darwin", "Darwin")

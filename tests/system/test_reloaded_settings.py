@@ -149,6 +149,7 @@ def own_tables() -> Iterator[str]:
         yield declared(place, OWN_TABLE)
 
 
+@pytest.mark.long
 async def test_every_setting_is_in_force_or_needs_a_restart(reloading: Reloading, own_tables: str) -> None:
     sections: dict[str, list[str]] = {}
     for name in settings():

@@ -232,6 +232,7 @@ def listening_unix_sockets_of(pid: int) -> list[str]:
     return [line[7] for line in lines if int(line[3], 16) & 0x10000 and line[6] in sockets]
 
 
+@pytest.mark.long
 async def test_the_embedded_collector_is_not_called_a_zeek(tmp_path: Path) -> None:
     async with running(tmp_path) as agent:
         await agent.logged("zeek-agent", {"type_": "join"})

@@ -96,7 +96,7 @@ async def arrive(agent: RunningAgent, program: Path, wanted: set[int]) -> None:
     await until(complete, 30, lambda: f"missing in the log: {sorted(missing())}")
 
 
-@pytest.mark.long(kept=1)
+@pytest.mark.long
 @pytest.mark.root
 @pytest.mark.parametrize("owner", [0, ORDINARY_UID])
 async def test_it_has_no_privileges_and_belongs_to_the_owner_of_the_logs(tmp_path: Path, owner: int) -> None:

@@ -69,6 +69,7 @@ async def workers_of_all_kinds(agent: RunningAgent) -> list[dict[str, Any]]:
     return await until(complete, 30, "not all kinds of workers have been started")
 
 
+@pytest.mark.long
 async def test_each_process_has_the_privileges_of_its_kind(tmp_path: Path) -> None:
     prefix = with_units_privileges()
     async with running(tmp_path, prefix=prefix, settings={"collector.schedule": 1}) as agent:

@@ -78,6 +78,7 @@ async def test_what_starts_programs_is_watched_by_name_and_not_read(tmp_path: Pa
     assert not [file.name for file in agent.logs.iterdir() if secret.encode() in file.read_bytes()]
 
 
+@pytest.mark.long
 async def test_the_first_lines_are_the_inventory_and_a_restart_repeats_it(tmp_path: Path) -> None:
     wanted = {
         "zeek-agent-users": {"name": "root", "change": None},

@@ -24,6 +24,7 @@ def launchers(pid: int) -> list[int]:
     return [child for child in children(pid) if b"files_helper" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
+@pytest.mark.long
 async def test_only_the_helper_has_cap_sys_admin_and_rows_reach_query_and_log(tmp_path: Path) -> None:
     place = tmp_path / "watched"
     place.mkdir()

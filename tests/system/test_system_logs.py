@@ -123,6 +123,7 @@ async def test_the_collector_writes_the_journal_as_a_log(tmp_path: Path) -> None
             assert (record["level"], bool(record["process"])) == ("3", True)
 
 
+@pytest.mark.long
 async def test_without_a_journal_the_lines_of_syslog_s_files_are_delivered(tmp_path: Path) -> None:
     file = tmp_path / "syslog"
     file.write_text("Nov 24 04:48:05 host before: the start\n")

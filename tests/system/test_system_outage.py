@@ -172,6 +172,7 @@ async def test_a_zeek_that_closes_at_random_gets_every_event(tmp_path: Path) -> 
         assert status["reconnects"] >= 8
 
 
+@pytest.mark.long
 @pytest.mark.root
 async def test_a_killed_agent_continues_where_it_was(tmp_path: Path) -> None:
     """Nothing that was recorded before or after is missing; what happens while no agent runs, nobody sees."""

@@ -108,6 +108,7 @@ async def test_the_examples_of_the_documentation_run(tmp_path: Path, place: Path
         assert source == {"backend": "followed_file", "active": True, "received": 1}
 
 
+@pytest.mark.long
 def test_commands_list_describe_and_check_own_tables(
     tmp_path: Path, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -105,6 +105,7 @@ async def test_what_is_recorded_is_masked_by_the_new_rules(tmp_path: Path) -> No
         assert {row["cmdline"] for row in rows} == {"true tool ***"}
 
 
+@pytest.mark.long
 async def test_an_invalid_configuration_changes_nothing_and_is_explained(tmp_path: Path) -> None:
     async with configured(tmp_path, "[limits]\nrows = 1000\n") as (agent, file):
         write(file, "[limits]\nrows = 3\n[access]\nredact = ['(']\n")

@@ -126,6 +126,7 @@ class Causes:
                 process.kill()
 
 
+@pytest.mark.long
 @pytest.mark.root
 async def test_each_query_of_the_capture_gets_rows_of_the_right_shape(tmp_path: Path) -> None:
     mark = f"zz{secrets.token_hex(4)}"

@@ -202,6 +202,7 @@ def make_btrfs() -> str | None:
     return shutil.which("mkfs.btrfs", path=f"{os.environ.get('PATH')}:/sbin:/usr/sbin")
 
 
+@pytest.mark.long(kept=1)
 @pytest.mark.parametrize("change", [change_root, pivot_root])
 @pytest.mark.parametrize("prepare", [plain, bound, overlaid, btrfs])
 def test_queries_of_packages_and_packs_return_their_rows(

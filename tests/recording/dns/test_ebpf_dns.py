@@ -85,6 +85,7 @@ def in_child(work: Callable[[], object]) -> int:
     return pid
 
 
+@pytest.mark.long(kept=1)
 @numbers
 def test_each_of_many_short_lived_processes_has_its_lookup(server: tuple[int, int, Recording], number: int) -> None:
     family, port, recording = server

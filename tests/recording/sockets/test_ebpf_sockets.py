@@ -123,6 +123,7 @@ numbers = pytest.mark.parametrize("number", [200, pytest.param(2000, marks=pytes
 """The events of few fit into the ring whether or not the reader gets a turn meanwhile."""
 
 
+@pytest.mark.long(kept=1)
 @families
 @numbers
 def test_short_lived_processes_each_with_a_connection(recording: Recording, family: int, number: int) -> None:
@@ -152,6 +153,7 @@ def test_short_lived_processes_each_with_a_connection(recording: Recording, fami
     assert recording.sources[1].counters.lost["overrun"] == lost
 
 
+@pytest.mark.long(kept=1)
 @families
 @pytest.mark.parametrize("mode", ["udp", "udp-connected"])
 @numbers

@@ -117,6 +117,7 @@ CASES = [
 ]
 
 
+@pytest.mark.long(kept=4)
 @pytest.mark.parametrize(
     ("flows", "family"),
     [
