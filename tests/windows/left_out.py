@@ -34,7 +34,6 @@ _WRITER = "tests/collector/test_log_writer.py"
 _TLS = "tests/collector/test_collector_tls.py"
 _CONTROL = "tests/control/test_control.py"
 _BLOCKED = "tests/events/test_events_blocked.py"
-_SANDBOX = "tests/database/test_sandbox.py"
 _RESULTS = "tests/results/test_result_store.py"
 _MIGRATIONS = "tests/events/test_events_migrations.py"
 _PROGRAM = "tests/collector/test_collector_program.py"
@@ -124,15 +123,6 @@ TESTS: dict[str, str] = {
     ),
     "tests/database/test_event_copies.py::test_a_store_whose_file_is_being_replaced_is_waited_for": _RENAMES,
     "tests/database/test_osquery_functions.py::test_the_functions_work_in_worker_processes": _WORKERS,
-    **{
-        f"{_SANDBOX}::test_one_call_of_a_function_ends_soon[printf('%.*c', 4000000, 'a') {operator}": (
-            "may take 3 s of processor time, and takes up to 4.5 s with the SQLite of the wheel for Windows"
-        )
-        for operator in (
-            "LIKE '%' || printf('%.*c', 250, 'a') || 'b']",
-            "GLOB '*' || printf('%.*c', 250, 'a') || 'b']",
-        )
-    },
     **dict.fromkeys(
         (
             f"{_BLOCKED}::test_a_fault_of_the_owner_does_not_end_the_writer",
