@@ -205,3 +205,14 @@ def test_statements_return_what_they_return_from_plain_tables(
             raise
     else:
         assert Counter(map(repr, rows.rows)) == expected, sql
+
+
+@pytest.mark.parametrize("condition", ["z.id = 0 COLLATE BINARY", "z.id = abs(0)", "z.name = 'root' COLLATE BINARY"])
+def test_a_list_that_is_empty_until_values_are_known_is_read_again(
+    agents: SqlConnection, plain: apsw.Connection, condition: str
+) -> None:
+    """The first run finds no value for the list, and only notes what has to be read of `people`."""
+    sql = f"SELECT a.path FROM files a WHERE a.path IN (SELECT z.home FROM people z WHERE {condition})"
+    rows = RowList()
+    agents.stream(sql, Run(LimitSettings()), rows)
+    assert rows.rows == plain.execute(sql).fetchall() == [("/a",)]

@@ -22,19 +22,18 @@ _OPENSSL = "makes certificates with the program openssl, which is not installed 
 
 FILES: dict[str, str] = {
     "tests/collector/test_collector_process.py": "the collector's own process exists on Linux only",
-    "tests/collector/test_collector_tls.py": _OPENSSL,
     "tests/database/test_times.py": _OSQUERY,
     "tests/database/test_withheld_columns.py": _OSQUERY,
 }
-"""Files that cannot be imported, or of which few tests can pass."""
+"""Files that cannot be imported."""
 
 _DIFFERENCES = "tests/queries/test_difference_strategy.py"
 _ARCHIVE = "tests/collector/test_log_archive.py"
 _HOSTS = "tests/collector/test_collector_hosts.py"
 _WRITER = "tests/collector/test_log_writer.py"
+_TLS = "tests/collector/test_collector_tls.py"
 _CONTROL = "tests/control/test_control.py"
 _BLOCKED = "tests/events/test_events_blocked.py"
-_SANDBOX = "tests/database/test_sandbox.py"
 _RESULTS = "tests/results/test_result_store.py"
 _MIGRATIONS = "tests/events/test_events_migrations.py"
 _PROGRAM = "tests/collector/test_collector_program.py"
@@ -44,6 +43,30 @@ TESTS: dict[str, str] = {
     f"{_PROGRAM}::test_a_hangup_replaces_queries_and_leaves_the_others_alone": _HANGUP,
     f"{_PROGRAM}::test_a_hangup_with_something_invalid_changes_nothing": _HANGUP,
     f"{_PROGRAM}::test_a_key_that_cannot_be_used_is_a_usage_error": _OPENSSL,
+    **dict.fromkeys(
+        (
+            f"{_TLS}::test_a_certificate_with_the_same_subject_is_another_one",
+            f"{_TLS}::test_a_client_that_does_not_finish_the_handshake_is_disconnected",
+            f"{_TLS}::test_a_gateway_speaks_for_many_agents",
+            f"{_TLS}::test_a_key_that_everybody_can_read_is_reported",
+            f"{_TLS}::test_a_key_with_a_passphrase_is_refused_without_asking_for_it",
+            f"{_TLS}::test_a_reported_certificate_does_not_stop_the_collector",
+            f"{_TLS}::test_an_agent_has_the_id_of_its_certificate_only",
+            f"{_TLS}::test_an_agent_that_does_not_use_tls_is_not_served",
+            f"{_TLS}::test_an_agent_with_a_certificate_delivers_rows",
+            f"{_TLS}::test_an_agent_without_a_certificate_of_the_client_ca_is_refused",
+            f"{_TLS}::test_another_certificate_is_another_agent_even_with_the_same_instance",
+            f"{_TLS}::test_certificates_that_agents_refuse_are_reported",
+            f"{_TLS}::test_clients_of_one_address_that_say_nothing_do_not_keep_agents_out",
+            f"{_TLS}::test_connections_in_the_handshake_are_limited",
+            f"{_TLS}::test_files_that_cannot_be_used_are_named_with_the_reason",
+            f"{_TLS}::test_ids_by_certificate_need_an_authority",
+            f"{_TLS}::test_new_certificates_are_used_for_new_connections_and_open_ones_go_on",
+            f"{_TLS}::test_tls_before_1_2_is_refused",
+            f"{_TLS}::test_without_a_client_ca_any_agent_is_served_encrypted",
+        ),
+        _OPENSSL,
+    ),
     **dict.fromkeys(
         (
             f"{_ARCHIVE}::test_a_kill_at_any_moment_leaves_every_log_once",
@@ -100,15 +123,6 @@ TESTS: dict[str, str] = {
     ),
     "tests/database/test_event_copies.py::test_a_store_whose_file_is_being_replaced_is_waited_for": _RENAMES,
     "tests/database/test_osquery_functions.py::test_the_functions_work_in_worker_processes": _WORKERS,
-    **{
-        f"{_SANDBOX}::test_one_call_of_a_function_ends_soon[printf('%.*c', 4000000, 'a') {operator}": (
-            "may take 3 s of processor time, and takes up to 4.5 s with the SQLite of the wheel for Windows"
-        )
-        for operator in (
-            "LIKE '%' || printf('%.*c', 250, 'a') || 'b']",
-            "GLOB '*' || printf('%.*c', 250, 'a') || 'b']",
-        )
-    },
     **dict.fromkeys(
         (
             f"{_BLOCKED}::test_a_fault_of_the_owner_does_not_end_the_writer",

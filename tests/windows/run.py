@@ -185,12 +185,15 @@ def passing_again(ones: list[Outcome]) -> Iterator[str]:
 
 
 def table(outcomes: dict[str, list[Outcome]]) -> str:
-    """A line for each suite, and what is left out."""
+    """A line for each suite, why tests are skipped, and what is left out."""
     lines = ["| Suite | Passed | Left out | Skipped | Failed |", "|---|---|---|---|---|"]
     for name, ones in outcomes.items():
         counts = Counter(one.kind for one in ones)
         figures = (f"{counts[kind]:,}" for kind in ("passed", "left out", "skipped", "failed"))
         lines.append(f"| {name} | {' | '.join(figures)} |")
+    skipped = Counter(one.reason for ones in outcomes.values() for one in ones if one.kind == "skipped")
+    reasons = ", ".join(f"{reason} ({number})" for reason, number in skipped.most_common())
+    lines += ["", f"Skipped: {reasons or 'none'}."]
     named = sorted((left_out.FILES | left_out.TESTS).items())
     lines += ["", f"Left out, {len(left_out.FILES)} files and {len(left_out.TESTS)} tests:", ""]
     lines += [f"- `{name}`: {reason}" for name, reason in named]

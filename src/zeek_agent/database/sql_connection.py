@@ -343,16 +343,19 @@ class SqlConnection:
 
     def _answer(self, sql: str, rows: RowSink) -> StreamedStatement:
         """The result of the statement's last run, after which no reads are deferred."""
-        self._deferred.clear()
+        self._read_deferred()  # of a run that is repeated with other lists or numbers: lookups rely on them
         for self._reruns_left in reversed(range(RERUNS_MAX + 1)):
             with suppress(RunAgain):
                 statement = self._query(sql, rows)
                 if not self._deferred:
                     break
-            due, self._deferred = self._deferred, []
-            for read in due:
-                read()
+            self._read_deferred()
         return statement
+
+    def _read_deferred(self) -> None:
+        due, self._deferred = self._deferred, []
+        for read in due:
+            read()
 
     def _query(self, sql: str, rows: RowSink) -> StreamedStatement:
         limits = self._limits
