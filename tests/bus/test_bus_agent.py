@@ -105,6 +105,7 @@ async def test_events_arrive_exactly_once_over_killed_servers(tmp_path: Path) ->
     assert len({(store, seq) for store, seq, _ in script.rows}) == len(expected)
 
 
+@pytest.mark.long
 async def test_each_cluster_has_its_own_cursor(tmp_path: Path) -> None:
     with nats_server(tmp_path / "hub") as server:
         async with (
@@ -135,6 +136,7 @@ async def test_each_cluster_has_its_own_cursor(tmp_path: Path) -> None:
     assert scripts["a"].commands() == scripts["b"].commands() == Counter([*both, *later])
 
 
+@pytest.mark.long
 async def test_a_running_agent_reloads_and_stops_in_order(tmp_path: Path) -> None:
     configuration = tmp_path / "zeek-agent.toml"
     with nats_server(tmp_path / "hub") as server:

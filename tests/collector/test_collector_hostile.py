@@ -268,6 +268,7 @@ values = st.recursive(
 )
 
 
+@pytest.mark.long
 async def test_the_longest_values_are_taken(tmp_path: Path) -> None:
     async with collecting(tmp_path) as collector, agent_of(collector) as agent:
         await agent.join()

@@ -70,6 +70,7 @@ def wait_until_connected(logs: Path, number: int) -> None:
     until_sync(is_reached, 30)
 
 
+@pytest.mark.long
 def test_a_key_that_cannot_be_used_is_a_usage_error(tmp_path: Path, files: Files) -> None:
     server = files.path("server.pem")
     for options, words in (

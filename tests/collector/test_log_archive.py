@@ -433,6 +433,7 @@ def flood(
     return logs, max(largest, size_of(directory))
 
 
+@pytest.mark.long(kept=1)
 @pytest.mark.usefixtures("_compressing_slowly")
 @pytest.mark.parametrize("rotate_bytes", [0, 20_000, 100 << 20])
 def test_the_total_size_holds_in_a_flood(tmp_path: Path, rotate_bytes: int) -> None:

@@ -126,6 +126,7 @@ def test_a_schedule_replaces_that_of_snapshots_but_not_of_events() -> None:
     assert query_of("zeek-agent-process-events", quick)[0].query.schedule == 0.5
 
 
+@pytest.mark.long(kept=10)
 @pytest.mark.parametrize("entry", pack.load().queries, ids=lambda entry: entry.query.event)
 def test_every_query_of_the_default_pack_selects_its_logs_fields(entry: pack.PackQuery) -> None:
     columns = list(pack_file.columns_of(pack.load().logs[entry.query.event].columns))

@@ -32,6 +32,7 @@ def masks(status: str) -> dict[str, int]:
     return {name: int(value, 16) for name, _, value in lines if name.startswith("Cap")}
 
 
+@pytest.mark.long
 async def test_root_keeps_the_units_capabilities_and_no_program_regains_others(tmp_path: Path) -> None:
     async def ready() -> bool:
         return await agent.ready() is None

@@ -163,6 +163,7 @@ def test_random_statements_give_the_same_result(
     compare(run, in_workers, in_process, sql, change)
 
 
+@pytest.mark.long(kept=2)
 @pytest.mark.parametrize(
     "sql",
     [
@@ -256,6 +257,7 @@ def test_more_omitted_files_than_fit_a_message_are_reported(run: Run[Any], tmp_p
     assert files.refused == len(files.unread) == 2_000
 
 
+@pytest.mark.long
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(st.integers() | st.text(max_size=9), min_size=2, max_size=2), max_size=40), st.integers(0, 60))
 def test_blocks_in_the_spool_change_nothing(monkeypatch: pytest.MonkeyPatch, rows: list[list[Any]], held: int) -> None:

@@ -82,7 +82,7 @@ def in_worker(statement: str, **options: Any) -> list[dict[str, Any]]:
     return rows
 
 
-@pytest.mark.long(kept=40)
+@pytest.mark.long(kept=5)
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
 def test_every_example_has_its_rows_in_a_worker(table: Table) -> None:
     """In a helper, if the table declares what only helpers may do."""

@@ -86,6 +86,7 @@ async def test_a_running_statement_whose_tables_stay_permitted_goes_on(database:
         await running
 
 
+@pytest.mark.long(kept=1)
 @pytest.mark.parametrize(
     ("rules", "concerns_rows"),
     [({"tables_deny": ("users",)}, False), ({"tables_allow": ("sockets",)}, False), ({}, True)],
@@ -119,6 +120,7 @@ async def test_permitted_rows_are_still_read(database: ContainedDatabase) -> Non
     assert await read(events) == 1
 
 
+@pytest.mark.long(kept=1)
 @pytest.mark.parametrize(
     ("rule", "sql"),
     [

@@ -271,6 +271,7 @@ async def test_without_a_store_event_tables_are_empty(profile: Profile) -> None:
     await db.aclose()
 
 
+@pytest.mark.long(kept=6)
 @pytest.mark.parametrize(
     "sql",
     [

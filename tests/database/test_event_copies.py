@@ -155,7 +155,7 @@ STATEMENTS = [
 ]
 
 
-@pytest.mark.long(kept=40)
+@pytest.mark.long(kept=10)
 @pytest.mark.parametrize(
     "window", [None, {"starts_events": (120, 180)}, {"starts_events": (7, 7), "ends_events": (3, 90)}]
 )

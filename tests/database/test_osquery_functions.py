@@ -301,6 +301,7 @@ def test_stdev_stores_no_values() -> None:
 BIG = "printf('%.*c', 4000000, '1')"
 
 
+@pytest.mark.long(kept=4)
 @pytest.mark.parametrize(
     "expression",
     [

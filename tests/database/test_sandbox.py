@@ -192,6 +192,7 @@ READINGS = (
 )
 
 
+@pytest.mark.long(kept=10)
 @pytest.mark.parametrize("name", built_in_names())
 async def test_sqlites_own_tables_are_not_readable_in_any_way(store: EventStore, name: str) -> None:
     db = database(table(), EVENTS, store=store)
@@ -493,6 +494,7 @@ async def ask_others(db: Database) -> None:
         await asyncio.sleep(0.01)
 
 
+@pytest.mark.long(kept=6)
 @pytest.mark.parametrize("hog", HOGS)
 async def test_statements_that_would_block_the_agent_end_at_a_limit(hog: str) -> None:
     limits = LimitSettings(time=0.5, memory_bytes=32 << 20, result_bytes=64 << 20, rows=200_000)
@@ -523,6 +525,7 @@ async def test_other_lanes_answer_while_a_statement_keeps_its_lane_busy(hog: str
     await db.aclose()
 
 
+@pytest.mark.long(kept=3)
 @pytest.mark.parametrize(
     "expression",
     [

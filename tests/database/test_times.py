@@ -167,6 +167,7 @@ TIME = (
 INTERVAL = "column busy is an interval, .* write a number of seconds, .*timestamp.*ago"
 
 
+@pytest.mark.long(kept=20)
 @pytest.mark.parametrize(
     ("sql", "message"),
     [

@@ -64,6 +64,7 @@ def ask(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Ask]:
     store.close()
 
 
+@pytest.mark.long(kept=10)
 @pytest.mark.parametrize(
     ("sql", "rows"),
     [

@@ -101,6 +101,7 @@ def test_the_number_of_states_is_bounded_and_known_queries_still_progress(
     assert (file.states, file.states_bytes) == (0, 0)
 
 
+@pytest.mark.long(kept=2)
 @pytest.mark.parametrize("size", [0, 100, 480, 900, 1_100, 4_000, 5_000, 20_000, 1_000_000])
 def test_the_estimated_size_is_about_the_real_one(tmp_path: Path, size: int) -> None:
     file = opened(tmp_path / "events.db", state_bytes=2**30)

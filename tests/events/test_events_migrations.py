@@ -207,6 +207,7 @@ def key_of(identity: str, sql: str) -> str:
     return hashlib.sha256("\0".join((identity, sql, "Test::row", "", "Events")).encode()).hexdigest()
 
 
+@pytest.mark.long(kept=1)
 @pytest.mark.parametrize("sql", UNNUMBERED, ids=lambda path: path.stem)
 async def test_a_state_with_100_000_events_of_the_tree_before_loses_none_and_delivers_none_twice(
     sql: Path, path: Path

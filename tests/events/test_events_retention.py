@@ -222,6 +222,7 @@ def recounted(connection: apsw.Connection, file: EventFile) -> list[tuple[Any, .
     return counted
 
 
+@pytest.mark.long(kept=1)
 @pytest.mark.parametrize("seed", range(5))
 def test_the_figures_stay_those_of_the_rows(tmp_path: Path, seed: int) -> None:
     chosen = random.Random(seed)
@@ -305,6 +306,7 @@ def test_removed_rows_that_had_expired_are_no_gap(tmp_path: Path, clock: Clock) 
     store.close()
 
 
+@pytest.mark.long
 def test_gaps_of_many_producers_are_bounded_and_leave_other_gaps(tmp_path: Path) -> None:
     file = EventFile(tmp_path / "events.db", [PROCESSES], 1_000_000, START)
     file.write(WriteBatch(gaps=[Gap("agent", START - 10, START, "crashed")]), START)
@@ -362,6 +364,7 @@ def test_rows_are_counted_only_when_the_store_fills_up(tmp_path: Path) -> None:
     file.close(START, clean=True)
 
 
+@pytest.mark.long
 def test_retention_costs_little_next_to_storing(tmp_path: Path) -> None:
     """Eviction removes rows in large steps: it examines at most a few rows for each that it removes."""
     file = EventFile(tmp_path / "events.db", [PROCESSES], BYTES, START)

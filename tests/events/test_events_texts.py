@@ -196,6 +196,7 @@ def counted(connection: apsw.Connection, tables: Iterable[str]) -> dict[int, int
     return found
 
 
+@pytest.mark.long(kept=1)
 @pytest.mark.parametrize("seed", range(4))
 def test_references_are_counted_whatever_happens_to_rows(tmp_path: Path, seed: int) -> None:
     chosen = random.Random(seed)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import collector_program
 import fleet
+import pytest
 from collector_program import Program
 from fleet import HOST, Servers
 from running_agent import RunningAgent, running
@@ -121,6 +122,7 @@ async def chain(directory: Path) -> AsyncIterator[Chain]:
         yield found
 
 
+@pytest.mark.long
 async def test_a_fleet_made_by_its_commands_delivers_and_a_revoked_agent_is_cut_off(tmp_path: Path) -> None:
     async with chain(tmp_path) as one:
         for agent_id, agent in one.agents.items():

@@ -172,6 +172,7 @@ async def test_a_second_identical_query_has_a_result_of_its_own_that_ends_with_i
     assert first.taken == second.taken == [[(b"one",), (b"two",)]]
 
 
+@pytest.mark.long(kept=1)
 @pytest.mark.parametrize("restarts", [False, True])
 async def test_values_of_a_column_that_is_denied_later_are_not_reported_as_gone(
     tmp_path: Path, state: Path, restarts: bool

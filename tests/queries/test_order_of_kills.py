@@ -202,6 +202,7 @@ class Host:
         self.agent = None
 
 
+@pytest.mark.long(kept=4)
 @pytest.mark.parametrize("order", ["zeek first", "agent first", "only zeek", "only agent"])
 @pytest.mark.parametrize("zeek_is_killed", [False, True], ids=["zeek by SIGTERM", "zeek by SIGKILL"])
 @pytest.mark.parametrize("agent_is_killed", [False, True], ids=["agent by SIGTERM", "agent by SIGKILL"])

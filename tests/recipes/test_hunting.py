@@ -254,6 +254,7 @@ async def hunted(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Runn
         scene.stdin.close()
 
 
+@pytest.mark.long(kept=8)
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("question", QUESTIONS)
 async def test_the_statement_answers_the_question(question: str, hunted: RunningAgent) -> None:

@@ -80,12 +80,14 @@ def test_each_file_that_counts_is_counted(tree: Path) -> None:
     assert " 3 files changed, " in statistics
 
 
+@pytest.mark.long
 def test_a_recipe_over_its_limit_fails(tree: Path) -> None:
     recipe = replace(RECIPES[0], limit=2)
     with pytest.raises(RecipeError, match=r"3 files, at most 2 are allowed:\n(.*\n)+.* 3 files changed"):
         follow(recipe, tree)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("step", "reason"),
     [
@@ -99,6 +101,7 @@ def test_a_recipe_that_the_tree_has_outgrown_fails_with_the_reason(step: Step, r
         follow(Recipe("broken", 1, (step,), ()), tree)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("path", "text", "reason"),
     [
@@ -122,6 +125,7 @@ def test_failures_of_the_checks_are_shown(
         check([recipe], tree)
 
 
+@pytest.mark.long
 def test_a_command_that_fails_is_shown_with_its_error(tree: Path) -> None:
     recipe = Recipe("broken", 0, (), ('zeek-agent query "SELECT 1 FROM nowhere"',))
     with pytest.raises(RecipeError, match=r"(?s)SELECT 1 FROM nowhere.*failed:.*nowhere"):

@@ -163,6 +163,7 @@ def agent(state: Path, prefix: list[str]) -> Iterator[None]:
         process.wait(30)
 
 
+@pytest.mark.long
 def test_a_running_agent_reports_why_it_uses_no_better_source(state: Path) -> None:
     with agent(state, without("bpf")):
         checks = doctor(state, prefix=[])
@@ -174,6 +175,7 @@ def test_a_running_agent_reports_why_it_uses_no_better_source(state: Path) -> No
     assert check["advice"].startswith("not by ebpf: not permitted without CAP_BPF: root lacks")
 
 
+@pytest.mark.long
 def test_a_running_agent_reports_the_shortcomings_of_its_source(state: Path) -> None:
     prefix = [*with_mounts("mount -t tracefs none /sys/kernel/tracing"), *without("net_admin")]
     with agent(state, prefix):

@@ -49,6 +49,7 @@ def test_the_new_package_passes_its_own_tests(installed: tuple[Path, Path]) -> N
     assert "3 passed" in run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=package)
 
 
+@pytest.mark.long
 def test_the_agent_answers_statements_on_its_table(installed: tuple[Path, Path], tmp_path: Path) -> None:
     """In worker processes, if root runs this."""
     _, python = installed

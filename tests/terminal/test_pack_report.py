@@ -24,6 +24,7 @@ def check(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.long
 def test_each_query_is_listed_with_its_reason_and_totals(tmp_path: Path) -> None:
     file = tmp_path / "p.conf"
     file.write_text(json.dumps({"queries": QUERIES, "options": {}}))

@@ -68,6 +68,7 @@ def program(directory: Path) -> str:
     return name
 
 
+@pytest.mark.long
 async def test_events_are_lines_as_they_happen(tmp_path: Path) -> None:
     name = program(tmp_path)
     async with running(tmp_path) as agent:
@@ -111,6 +112,7 @@ async def _two(agent: RunningAgent, sql: str) -> bool:
     return len(await agent.ask(sql)) == 2
 
 
+@pytest.mark.long
 async def test_since_begins_with_recorded_events_and_repeats_none(tmp_path: Path) -> None:
     names = [program(tmp_path) for _ in range(3)]
     async with running(tmp_path) as agent:
@@ -258,6 +260,7 @@ def test_invalid_filters_are_errors(filters: Filters, message: str) -> None:
         conditions(filters, {}.get)
 
 
+@pytest.mark.long
 async def test_any_name_can_be_watched(tmp_path: Path) -> None:
     rows = {}
     async with running(tmp_path) as agent:

@@ -67,6 +67,7 @@ def test_a_class_that_cannot_be_started_is_a_failure(monkeypatch: pytest.MonkeyP
     assert checks[0].advice == "its statements fail"
 
 
+@pytest.mark.long
 @pytest.mark.root
 def test_a_running_agents_workers_are_named_if_they_lack_protections(tmp_path: Path) -> None:
     with started(tmp_path, prefix=with_units_privileges("CAP_SETUID")) as agent:

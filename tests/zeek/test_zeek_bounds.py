@@ -133,6 +133,7 @@ async def still_serves(client: Client) -> None:
     await client.expect(ResultRow, lambda row: row.context.query_id == "ordinary")
 
 
+@pytest.mark.long
 async def test_hundreds_of_refused_statements_of_megabytes_take_no_memory(tmp_path: Path) -> None:
     async with connected(tmp_path) as (agent, client):
         with Retained() as retained:
@@ -181,6 +182,7 @@ TOO_LONG: dict[str, tuple[dict[str, object], str]] = {
 }
 
 
+@pytest.mark.long(kept=1)
 @pytest.mark.parametrize("kind", TOO_LONG)
 async def test_a_query_with_a_field_that_is_too_long_is_refused_briefly(tmp_path: Path, kind: str) -> None:
     fields, told = TOO_LONG[kind]
@@ -200,6 +202,7 @@ async def test_a_query_with_a_field_that_is_too_long_is_refused_briefly(tmp_path
     assert kind == "many required tables" or error.message.endswith(" bytes))")
 
 
+@pytest.mark.long
 async def test_ids_that_are_too_long_are_not_kept_nor_repeated(tmp_path: Path) -> None:
     topic = protocol.group_topic("all")
     frames = [

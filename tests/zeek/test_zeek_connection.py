@@ -453,6 +453,7 @@ async def test_the_loop_never_stalls_for_a_large_result() -> None:
     assert 0 < most < 300
 
 
+@pytest.mark.long
 async def test_a_zeek_that_does_not_read_bounds_data_in_flight_and_gets_all_afterwards() -> None:
     rows = many(20_000)
     async with connected(rows, window_bytes=262_144) as (one, client):
