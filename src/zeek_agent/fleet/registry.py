@@ -91,7 +91,8 @@ class Registry:
             with self.transaction():
                 self._prepare_tables()
         except (apsw.Error, OSError) as error:
-            raise ZeekAgentError(f"cannot open the registry {file}: {error}") from None
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ZeekAgentError(f"cannot open the registry {file}: {reason}") from None
 
     def _prepare_tables(self) -> None:
         version = self._database.pragma("user_version")
@@ -112,7 +113,8 @@ class Registry:
             try:
                 yield
             except BaseException:
-                self._database.execute("ROLLBACK")
+                if self._database.in_transaction:  # SQLite has rolled back by itself when the disk is full
+                    self._database.execute("ROLLBACK")
                 raise
             self._database.execute("COMMIT")
         except apsw.Error as error:
