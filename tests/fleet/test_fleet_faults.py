@@ -17,6 +17,7 @@ import pytest
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.fleet import administration, enrolling, nkey, registry, tokens
 from zeek_agent.fleet.directory import EnrolmentSettings, Place
+from zeek_agent.fleet.issuing import Enrolment, Issuer, RefusedError
 from zeek_agent.fleet.nkey import Key
 from zeek_agent.fleet.registry import AgentRow, TokenRow
 
@@ -126,3 +127,28 @@ def test_an_id_that_is_not_text_does_not_blame_the_key(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not valid UTF-8"):
         enrolling._request(files, Key.generate(nkey.USER), "x\udcff", "host", 0.0)
     assert not files.key.exists()
+
+
+def test_a_stolen_token_is_revoked_by_its_key(tmp_path: Path, made: Place) -> None:
+    """In the copy that the service uses, too, which has no keys to tell the servers with."""
+    copy = tmp_path / "copy"
+    shutil.copytree(made.enrolment, copy)
+    text = run("fleet", "token", copy, "--uses", "500", code=0).stdout
+    token = tokens.read(text)
+    (row,) = msgspec.json.decode(run("fleet", "tokens", copy, "-f", "json", code=0).stdout)
+    assert (row["key"], row["state"], row["uses"], row["used"]) == (token.key.public, "valid", 500, 0)
+    assert token.key.public in run("fleet", "revoke", copy, token.key.public, code=1).stdout
+    done = run("fleet", "tokens", copy, code=0).stdout
+    assert "void" in done
+    assert text[10:40] not in done
+    request = enrolling._request(
+        enrolling.Files(tmp_path), Key.generate(nkey.USER), "H1", "host", time.time(), token.key.public
+    )
+    with registry.opened(copy / "registry.db") as opened, pytest.raises(RefusedError, match="the token has expired"):
+        Enrolment(fleet_issuer(made), opened)._enrolled(request, time.time())
+    administration.revoke(made, [token.key.public], time.time())
+    assert token.key.public in made.fleet().revoked
+
+
+def fleet_issuer(place: Place) -> Issuer:
+    return Issuer(place.key("role-agent"), place.settings().account, place.authority("agents-ca"), "")

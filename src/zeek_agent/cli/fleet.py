@@ -273,6 +273,8 @@ def fleet_enrolment(given: Given, *, directory: Path, listen: str | None, server
 def fleet_revoke(*, directory: Path, names: Sequence[str], servers: Sequence[str]) -> int:
     """Revoke agents by id or key, gateways and leaves by `gateway:NAME` and `leaf:SITE`, and push that to all servers.
 
+    An enrolment token is revoked by its key, which `zeek-agent fleet tokens` shows; agents that it admitted stay.
+
     Their connections end at once, and their credentials are refused from then on. Without ID, earlier revocations are
     pushed again. Exit code 1 if a server of the fleet has not confirmed.
     """
@@ -311,8 +313,23 @@ def fleet_agents(*, directory: Path, mode: str) -> None:
     import time
 
     with _fleet_packages():
-        from zeek_agent.fleet import administration
+        from zeek_agent.fleet import administration, listing
         from zeek_agent.fleet.directory import Place
     now = time.time()
-    rows = [administration.agent_line(row, now) for row in administration.agents(Place(directory))]
-    printer(mode).write(administration.AGENT_COLUMNS, rows)
+    rows = [listing.agent_line(row, now) for row in administration.agents(Place(directory))]
+    printer(mode).write(listing.AGENT_COLUMNS, rows)
+
+
+@fleet_group.command("tokens")
+@_FLEET_DIRECTORY
+@click.option("--format", "-f", "mode", type=click.Choice(MODES), default="table", help="Output format of rows.")
+def fleet_tokens(*, directory: Path, mode: str) -> None:
+    """Print the enrolment tokens, without their secrets: public key, state, uses, site, groups, life."""
+    import time
+
+    with _fleet_packages():
+        from zeek_agent.fleet import administration, listing
+        from zeek_agent.fleet.directory import Place
+    now = time.time()
+    rows = [listing.token_line(row, now) for row in administration.tokens_of(Place(directory))]
+    printer(mode).write(listing.TOKEN_COLUMNS, rows)

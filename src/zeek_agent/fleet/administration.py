@@ -17,7 +17,6 @@ from zeek_agent.fleet.directory import EnrolmentSettings, Fleet, Place, Revocati
 from zeek_agent.fleet.issuing import CREDENTIAL_SECONDS
 from zeek_agent.fleet.nkey import Key
 from zeek_agent.fleet.registry import AgentRow, TokenRow
-from zeek_agent.schema import ZeekType
 from zeek_agent.text import clipped, is_text
 
 HOST_SECONDS: Final = 365 * DAY_SECONDS
@@ -207,7 +206,7 @@ class Revoked(NamedTuple):
 
 
 def revoke(place: Place, names: Sequence[str], now: float) -> list[Revoked]:
-    """Revoke agents by id or key, and others by `ROLE:NAME`, in the registry and in the account's token.
+    """Revoke agents by id or key, tokens by key, others by `ROLE:NAME`, in the registry and the account's token.
 
     Servers do not know it yet. Raises UsageError for unknown names; then nothing is revoked.
     """
@@ -218,6 +217,7 @@ def revoke(place: Place, names: Sequence[str], now: float) -> list[Revoked]:
             for one in revoked:
                 if one.agent is not None:
                     opened.revoke(one.key, now)
+                opened.void_token(one.key, now)
     if place.has_keys:
         fleet = place.fleet()
         labels = directory.labels(fleet)
@@ -338,25 +338,16 @@ def agents(place: Place) -> list[AgentRow]:
         return opened.agents()
 
 
-def agent_line(row: AgentRow, now: float) -> tuple[str, ...]:
-    """The columns of an agent in the output of `fleet agents`."""
-    state = "revoked" if row.revoked is not None else "expired" if row.expires <= now else "enrolled"
-    groups = ",".join(row.groups)
-    return (row.id, row.hostname, row.site, state, groups, _date(row.enrolled), _date(row.expires), row.key)
-
-
-AGENT_COLUMNS: Final[Sequence[tuple[str, ZeekType]]] = tuple(
-    (name, ZeekType("text")) for name in ("id", "hostname", "site", "state", "groups", "enrolled", "expires", "key")
-)
-
-
-def _date(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+def tokens_of(place: Place) -> list[TokenRow]:
+    if not place.registry.exists():
+        raise UsageError(f"there is no registry in {place.enrolment}")
+    with registry.opened(place.registry) as opened:
+        return opened.tokens()
 
 
 def _found(place: Place, names: Sequence[str]) -> Iterator[Revoked]:
     labels = directory.labels(place.fleet()) if place.has_keys else {}
-    rows = agents(place) if place.registry.exists() else []
+    rows, known = (agents(place), tokens_of(place)) if place.registry.exists() else ([], [])
     for name in names:
         matching = [row for row in rows if row.revoked is None and name in (row.id, row.key)]
         others = [key for key, label in labels.items() if label in (name, f"system-{name}")]
@@ -364,7 +355,7 @@ def _found(place: Place, names: Sequence[str]) -> Iterator[Revoked]:
             yield from (Revoked(row.key, row) for row in matching)
         elif others:
             yield from (Revoked(key, None) for key in others)
-        elif nkey.decoded(name) is not None and place.has_keys:
+        elif any(row.key == name for row in known) or (nkey.decoded(name) is not None and place.has_keys):
             yield Revoked(name, None)
         else:
             more = f"; agents are {ELSEWHERE}: revoke it there first" if may_be_served_elsewhere(place) else ""

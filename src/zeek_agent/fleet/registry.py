@@ -129,7 +129,14 @@ class Registry:
 
     def token(self, key: str) -> TokenRow | None:
         found = self._database.execute("SELECT * FROM tokens WHERE key = ?", (key,)).fetchone()
-        return None if found is None else TokenRow(*found)._replace(groups=_tuple(found[3]))
+        return None if found is None else _token(found)
+
+    def tokens(self) -> list[TokenRow]:
+        """All tokens, the newest first."""
+        return [_token(row) for row in self._database.execute("SELECT * FROM tokens ORDER BY created DESC, key")]
+
+    def void_token(self, key: str, now: float) -> None:
+        self._database.execute("UPDATE tokens SET expires = min(expires, ?) WHERE key = ?", (now, key))
 
     def use_token(self, key: str) -> None:
         self._database.execute("UPDATE tokens SET used = used + 1 WHERE key = ?", (key,))
@@ -199,6 +206,10 @@ def opened(file: Path) -> Iterator[Registry]:
 
 def _agent(row: tuple[Any, ...]) -> AgentRow:
     return AgentRow(*row)._replace(groups=_tuple(row[3]))
+
+
+def _token(row: tuple[Any, ...]) -> TokenRow:
+    return TokenRow(*row)._replace(groups=_tuple(row[3]))
 
 
 def _list(names: tuple[str, ...]) -> str:
