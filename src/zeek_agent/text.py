@@ -78,6 +78,11 @@ def visible(text: str) -> str:
     return shown if shown.isascii() else _DECEPTIVE.sub(_escape, shown)
 
 
+def is_text(text: str) -> bool:
+    """Whether it is valid Unicode: arguments of commands may be any bytes, which become lone surrogates."""
+    return _LONE_SURROGATE.search(text) is None
+
+
 def clipped(text: str, characters: int = SHOWN) -> str:
     """The beginning of a text that may be long, with its total size: `SELECT … (3,900,000 bytes)`."""
     if len(text) <= characters:

@@ -13,6 +13,8 @@ from nats_server import nats_server
 from scripted_gateway import scripted_gateway
 
 from zeek_agent import destination, paths
+from zeek_agent.bus import link, subjects
+from zeek_agent.bus.subjects import Address
 from zeek_agent.config import loading
 from zeek_agent.terminal import bus_checks
 from zeek_agent.terminal.check import Check
@@ -109,3 +111,21 @@ def test_an_old_server_is_warned_of() -> None:
     checks = list(bus_checks._server(destination.parse("tls+nats://hub"), OldLink()))  # type: ignore[arg-type]
     assert [check.verdict for check in checks] == ["warn"]
     assert "CVE" in (checks[0].advice or "")
+
+
+async def test_a_running_agent_does_not_hear_what_its_doctor_asked_for(tmp_path: Path) -> None:
+    heard = []
+
+    async def hear(message: link.Received) -> None:
+        heard.append(message.subject)
+
+    with nats_server(tmp_path / "hub") as server:
+        async with scripted_gateway(server.url, "main", "gw7"):
+            running = await link.connect([server.url], name="running", inbox="_INBOX.running")
+            await running.subscribe(subjects.sessions_down(Address("roaming", ID)), hear)
+            await running.flush()
+            found = await asyncio.to_thread(examine, tmp_path / "state", server.url)
+            await running.flush()
+            await running.close()
+    assert verdicts(found, "gateways") == ["ok"]
+    assert [subject for subject in heard if ".r." in subject] == []

@@ -123,14 +123,13 @@ def fleet_init(
     import time
 
     with _fleet_packages():
-        from zeek_agent.fleet import administration as fleet
-    of_cluster = dict(fleet.parse_gateway(each) for each in gateways or ("gw1",))
-    made = fleet.initialize(
+        from zeek_agent.fleet import administration, arguments
+    made = administration.initialize(
         directory,
         name,
         hubs=hubs or ("localhost",),
-        sites=fleet.parse_sites(sites, roaming),
-        gateways=of_cluster,
+        sites=arguments.parse_sites(sites, roaming),
+        gateways=arguments.parse_gateways(gateways or ("gw1",)),
         now=time.time(),
         enrolment=enrolment,
         collector=collector,
@@ -222,19 +221,27 @@ def fleet_services(*, directory: Path) -> None:
 def fleet_token(
     *, directory: Path, uses: int, groups: Sequence[str], site: str | None, roaming: bool, expires: str
 ) -> None:
-    """Print a new enrolment token, a secret that admits agents. The registry keeps its public key only."""
+    """Print a new enrolment token, a secret that admits agents. The registry keeps its public key only.
+
+    DIR is the directory that the enrolment service uses: the fleet's, or a copy of its enrolment/.
+    """
     import time
 
     with _fleet_packages():
-        from zeek_agent.fleet import administration
+        from zeek_agent.fleet import administration, arguments
         from zeek_agent.fleet.directory import Place
-    lifetime = administration.parse_lifetime(expires)
+    lifetime = arguments.parse_lifetime(expires)
     place = Place(directory)
     home = administration.token_site(place, site, is_roaming=roaming)
     text = administration.make_token(
         place, uses=uses, groups=groups, site=home, lifetime_seconds=lifetime, now=time.time()
     )
     click.echo(text)
+    if administration.may_be_served_elsewhere(place):
+        print_warning(
+            f"hosts can use it only if the enrolment service has this registry, {visible(str(place.registry))}: if it "
+            "runs in a copy of enrolment/, make tokens there (zeek-agent fleet token COPY)"
+        )
 
 
 @fleet_group.command("enrolment")
@@ -265,6 +272,8 @@ def fleet_enrolment(given: Given, *, directory: Path, listen: str | None, server
 @click.option("--server", "servers", multiple=True, metavar="URL", help="NATS server, instead of the fleet's hubs.")
 def fleet_revoke(*, directory: Path, names: Sequence[str], servers: Sequence[str]) -> int:
     """Revoke agents by id or key, gateways and leaves by `gateway:NAME` and `leaf:SITE`, and push that to all servers.
+
+    An enrolment token is revoked by its key, which `zeek-agent fleet tokens` shows; agents that it admitted stay.
 
     Their connections end at once, and their credentials are refused from then on. Without ID, earlier revocations are
     pushed again. Exit code 1 if a server of the fleet has not confirmed.
@@ -304,8 +313,23 @@ def fleet_agents(*, directory: Path, mode: str) -> None:
     import time
 
     with _fleet_packages():
-        from zeek_agent.fleet import administration
+        from zeek_agent.fleet import administration, listing
         from zeek_agent.fleet.directory import Place
     now = time.time()
-    rows = [administration.agent_line(row, now) for row in administration.agents(Place(directory))]
-    printer(mode).write(administration.AGENT_COLUMNS, rows)
+    rows = [listing.agent_line(row, now) for row in administration.agents(Place(directory))]
+    printer(mode).write(listing.AGENT_COLUMNS, rows)
+
+
+@fleet_group.command("tokens")
+@_FLEET_DIRECTORY
+@click.option("--format", "-f", "mode", type=click.Choice(MODES), default="table", help="Output format of rows.")
+def fleet_tokens(*, directory: Path, mode: str) -> None:
+    """Print the enrolment tokens, without their secrets: public key, state, uses, site, groups, life."""
+    import time
+
+    with _fleet_packages():
+        from zeek_agent.fleet import administration, listing
+        from zeek_agent.fleet.directory import Place
+    now = time.time()
+    rows = [listing.token_line(row, now) for row in administration.tokens_of(Place(directory))]
+    printer(mode).write(listing.TOKEN_COLUMNS, rows)

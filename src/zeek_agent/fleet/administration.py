@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,15 +11,14 @@ from msgspec.structs import replace
 
 from zeek_agent.bus import subjects
 from zeek_agent.errors import UsageError
-from zeek_agent.fleet import authority, configurations, directory, jwt, nkey, registry, roles, tokens
+from zeek_agent.fleet import arguments, authority, configurations, directory, jwt, nkey, registry, roles, tokens
+from zeek_agent.fleet.arguments import DAY_SECONDS
 from zeek_agent.fleet.directory import EnrolmentSettings, Fleet, Place, Revocation, Site
 from zeek_agent.fleet.issuing import CREDENTIAL_SECONDS
 from zeek_agent.fleet.nkey import Key
 from zeek_agent.fleet.registry import AgentRow, TokenRow
-from zeek_agent.schema import ZeekType
-from zeek_agent.text import clipped
+from zeek_agent.text import clipped, is_text
 
-DAY_SECONDS: Final = 86_400.0
 HOST_SECONDS: Final = 365 * DAY_SECONDS
 """Life of the credentials of gateways and leaves."""
 NO_END_SECONDS: Final = 100 * HOST_SECONDS
@@ -31,11 +29,11 @@ HUB: Final = "hub"
 RESERVED_SITES: Final = (subjects.ROAMING, HUB)
 TAGS_CHARACTERS_MAX: Final = 2_000
 """Of the groups of an agent, whose JWT it sends with each hello."""
+ELSEWHERE: Final = "known where the enrolment service runs, if that is in a copy of enrolment/"
 _ONLINE: Final = (roles.AGENT, roles.BOOTSTRAP)
 """Roles whose signing keys the enrolment service has."""
 CRL: Final = "agents.crl"
 """Revoked certificates of agents and gateways, in `enrolment/` and for collectors."""
-_UNITS: Final = {"min": 60.0, "h": 3600.0, "d": DAY_SECONDS}
 
 
 def initialize(
@@ -54,14 +52,16 @@ def initialize(
     `gateways` maps names to clusters; `enrolment` and `collector` are the hosts of these services, by default the hubs.
     Raises UsageError for invalid names and for a directory that is not empty.
     """
-    _check_name(name)
+    arguments.check_name(name)
     for host in (*hubs, *enrolment, *collector):
-        _check_host(host)
+        arguments.check_host(host)
+    arguments.require_once("--hub", hubs)
+    arguments.require_once("--site", (site.name for site in sites))
     for site in sites:
         _check_site(site, [other.name for other in sites])
     for gateway, cluster in gateways.items():
-        _check_name(gateway)
-        _check_name(cluster)
+        arguments.check_name(gateway)
+        arguments.check_name(cluster)
     directory.create(place)
     keys = {kind: Key.generate(nkey.ACCOUNT) for kind in ("account", "system")}
     keys["operator"] = Key.generate(nkey.OPERATOR)
@@ -101,11 +101,12 @@ def initialize(
 
 def write_hub(place: Place, host: str, now: float) -> None:
     """Add a hub, or renew its certificate."""
-    _check_host(host)
+    arguments.check_host(host)
     fleet = place.fleet()
     if host not in fleet.hubs:
         fleet = replace(fleet, hubs=(*fleet.hubs, host))
         directory.write_json(place.directory / "fleet.json", fleet)
+        _write_settings(place)
     _write_hub(place, fleet, host, now)
     _write_configurations(place)
 
@@ -133,7 +134,7 @@ def write_site(place: Place, site: Site, now: float) -> bool:
 def write_gateway(place: Place, name: str, clusters: Sequence[str], now: float) -> None:
     """Add a gateway, or renew its credentials and its certificate for collectors."""
     for each in (name, *clusters):
-        _check_name(each)
+        arguments.check_name(each)
     where = place.directory / "gateways" / name
     if (where / "client.pem").exists():
         directory.remember_certificate(place, name, _serial(where))
@@ -151,9 +152,15 @@ def make_token(
     place: Place, *, uses: int, groups: Sequence[str], site: str, lifetime_seconds: float, now: float
 ) -> str:
     """A new enrolment token for agents of a site; the registry has its public key only."""
+    if not all(is_text(group) for group in groups):
+        raise UsageError("the name of a group is not valid UTF-8")
     if len("".join(roles.agent_tags(site, groups))) > TAGS_CHARACTERS_MAX:
         raise UsageError(f"the names of the groups have more than {TAGS_CHARACTERS_MAX:,} characters on the bus")
     settings = place.settings()
+    try:
+        ca = authority.der(directory.read_text(place.enrolment / "ca.pem"))
+    except ValueError as error:
+        raise UsageError(f"cannot use the authority {place.enrolment / 'ca.pem'}: {error}") from None
     key = Key.generate(nkey.USER)
     expires = now + lifetime_seconds
     user = jwt.user(
@@ -167,7 +174,7 @@ def make_token(
     )
     with registry.opened(place.registry) as opened, opened.transaction():
         opened.add_token(TokenRow(key.public, uses, 0, tuple(dict.fromkeys(groups)), now, expires, site))
-    return tokens.write(key, authority.der(directory.read_text(place.enrolment / "ca.pem")), user)
+    return tokens.write(key, ca, user)
 
 
 def token_site(place: Place, site: str | None, *, is_roaming: bool) -> str:
@@ -199,16 +206,18 @@ class Revoked(NamedTuple):
 
 
 def revoke(place: Place, names: Sequence[str], now: float) -> list[Revoked]:
-    """Revoke agents by id or key, and others by `ROLE:NAME`, in the registry and in the account's token.
+    """Revoke agents by id or key, tokens by key, others by `ROLE:NAME`, in the registry and the account's token.
 
     Servers do not know it yet. Raises UsageError for unknown names; then nothing is revoked.
     """
     revoked = list(_found(place, names))
+    certificates = _certificates(place, revoked, now)
     if place.registry.exists():
         with registry.opened(place.registry) as opened, opened.transaction():
             for one in revoked:
                 if one.agent is not None:
                     opened.revoke(one.key, now)
+                opened.void_token(one.key, now)
     if place.has_keys:
         fleet = place.fleet()
         labels = directory.labels(fleet)
@@ -219,7 +228,7 @@ def revoke(place: Place, names: Sequence[str], now: float) -> list[Revoked]:
         directory.write_json(place.directory / "fleet.json", replace(fleet, revoked=entries, tokens_issued=issued))
         _write_configurations(place)
     if (place.enrolment / "agents-ca.key").exists():
-        write_revocation_list(place, now, _certificates(place, revoked, now))
+        write_revocation_list(place, now, certificates)
     return revoked
 
 
@@ -268,7 +277,11 @@ def _certificates(place: Place, revoked: Sequence[Revoked], now: float) -> dict[
 
 
 def _serial(gateway: Path) -> int:
-    return authority.serial_number(directory.read_text(gateway / "client.pem"))
+    file = gateway / "client.pem"
+    try:
+        return authority.serial_number(directory.read_text(file))
+    except ValueError as error:
+        raise UsageError(f"cannot use the certificate {file}: {error}") from None
 
 
 def account_tokens(place: Place) -> tuple[str, str]:
@@ -288,28 +301,6 @@ def pusher_credentials(place: Place, now: float) -> str:
     """Credentials in the system account, for some minutes."""
     key = Key.generate(nkey.USER)
     return jwt.credentials(jwt.user("push", key.public, place.key("system"), now, expires=now + 300), key)
-
-
-def parse_lifetime(text: str) -> float:
-    """Seconds of a text such as `7d`, `12h` or `30min`. Raises UsageError."""
-    match = re.fullmatch(r"(\d{1,6})(min|h|d)", text.strip())
-    if match is None or (seconds := int(match[1]) * _UNITS[match[2]]) <= 0 or seconds > HOST_SECONDS:
-        raise UsageError(f"not a time of up to a year, such as 7d, 12h or 30min: {text[:40]!r}")
-    return seconds
-
-
-def parse_site(text: str) -> Site:
-    """`NAME`, or `NAME=HOST[,HOST…]` with the names and addresses that its agents use for the site's server."""
-    name, _, hosts = text.partition("=")
-    return Site(name, tuple(filter(None, hosts.split(","))) or (name,))
-
-
-def parse_sites(texts: Sequence[str], roaming: Sequence[str]) -> list[Site]:
-    """The sites of `parse_site`; those named in `roaming` also pass roaming agents. Raises UsageError."""
-    sites = [parse_site(each) for each in texts]
-    if unknown := sorted(set(roaming) - {site.name for site in sites}):
-        raise UsageError(f"--roaming: no such site: {clipped(', '.join(unknown))}")
-    return [replace(site, roaming=site.name in roaming) for site in sites]
 
 
 def changed_site(
@@ -332,10 +323,12 @@ def changed_site(
     )
 
 
-def parse_gateway(text: str) -> tuple[str, str]:
-    """`NAME`, or `NAME=CLUSTER`; the cluster `zeek` by default."""
-    name, _, cluster = text.partition("=")
-    return name, cluster or "zeek"
+def may_be_served_elsewhere(place: Place) -> bool:
+    """Whether the enrolment service seems to run from a copy: no agent has been enrolled with this registry."""
+    if not place.has_keys or not place.registry.exists():
+        return False
+    with registry.opened(place.registry) as opened:
+        return opened.agent_count() == 0
 
 
 def agents(place: Place) -> list[AgentRow]:
@@ -345,25 +338,16 @@ def agents(place: Place) -> list[AgentRow]:
         return opened.agents()
 
 
-def agent_line(row: AgentRow, now: float) -> tuple[str, ...]:
-    """The columns of an agent in the output of `fleet agents`."""
-    state = "revoked" if row.revoked is not None else "expired" if row.expires <= now else "enrolled"
-    groups = ",".join(row.groups)
-    return (row.id, row.hostname, row.site, state, groups, _date(row.enrolled), _date(row.expires), row.key)
-
-
-AGENT_COLUMNS: Final[Sequence[tuple[str, ZeekType]]] = tuple(
-    (name, ZeekType("text")) for name in ("id", "hostname", "site", "state", "groups", "enrolled", "expires", "key")
-)
-
-
-def _date(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+def tokens_of(place: Place) -> list[TokenRow]:
+    if not place.registry.exists():
+        raise UsageError(f"there is no registry in {place.enrolment}")
+    with registry.opened(place.registry) as opened:
+        return opened.tokens()
 
 
 def _found(place: Place, names: Sequence[str]) -> Iterator[Revoked]:
     labels = directory.labels(place.fleet()) if place.has_keys else {}
-    rows = agents(place) if place.registry.exists() else []
+    rows, known = (agents(place), tokens_of(place)) if place.registry.exists() else ([], [])
     for name in names:
         matching = [row for row in rows if row.revoked is None and name in (row.id, row.key)]
         others = [key for key, label in labels.items() if label in (name, f"system-{name}")]
@@ -371,10 +355,11 @@ def _found(place: Place, names: Sequence[str]) -> Iterator[Revoked]:
             yield from (Revoked(row.key, row) for row in matching)
         elif others:
             yield from (Revoked(key, None) for key in others)
-        elif nkey.decoded(name) is not None and place.has_keys:
+        elif any(row.key == name for row in known) or (nkey.decoded(name) is not None and place.has_keys):
             yield Revoked(name, None)
         else:
-            raise UsageError(f"no agent has this id, and nothing else this name: {name[:80]!r}")
+            more = f"; agents are {ELSEWHERE}: revoke it there first" if may_be_served_elsewhere(place) else ""
+            raise UsageError(f"no agent has this id, and nothing else this name: {name[:80]!r}{more}")
 
 
 def write_services(place: Place, now: float) -> None:
@@ -471,11 +456,6 @@ def _server_ca(place: Place) -> str:
     return directory.read_text(place.keys / "server-ca.pem")
 
 
-def _check_name(name: str) -> None:
-    if not subjects.is_name(name):
-        raise UsageError(f"not a name (letters, digits, - and _, 64 at most): {name[:80]!r}")
-
-
 def _includes(site: Site, before: Site) -> bool:
     """Whether a site's server may do all that it could before."""
     has_clusters = "*" in site.clusters or set(before.clusters) <= set(site.clusters)
@@ -483,18 +463,13 @@ def _includes(site: Site, before: Site) -> bool:
 
 
 def _check_site(site: Site, others: Sequence[str]) -> None:
-    _check_name(site.name)
+    arguments.check_name(site.name)
     if site.name.lower() in RESERVED_SITES:
         raise UsageError(f"no site may have this name, which has a meaning of its own: {site.name!r}")
     if unknown := sorted(set(site.passes) - {site.name, *others}):
         raise UsageError(f"no such site to pass: {clipped(', '.join(unknown))}")
     for host in site.hosts:
-        _check_host(host)
+        arguments.check_host(host)
     for cluster in site.clusters:
         if cluster != "*":
-            _check_name(cluster)
-
-
-def _check_host(host: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.:-]{0,250}|::1", host):
-        raise UsageError(f"not a host name or address: {host[:80]!r}")
+            arguments.check_name(cluster)

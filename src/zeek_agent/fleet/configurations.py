@@ -209,8 +209,13 @@ Hubs: {hubs}. Ports: {client} for agents and gateways, {leaf} for leaves, {https
 
 ## An agent
 
-    zeek-agent fleet token DIR --site SITE > token      # here; for one host of this site, valid for 7 days
+    zeek-agent fleet token DIR --site SITE > token      # for one host of this site, valid for 7 days
     zeek-agent enroll tls+nats://{hub}:{client} - < token      # on the host, or https://HOST:{https}
+
+DIR is the directory that the enrolment service uses. If that is a copy of `enrolment/`, it has the registry of tokens
+and agents, and the one here stays empty: a token that is made here is unknown to the service. After `fleet site` and
+`fleet hub`, copy `enrolment.json` there again, after `fleet services` also `server.pem`, `server.key` and
+`enrolment.creds`, but never `registry.db`.
 
 Servers of other sites do not pass this agent. `--roaming` is for those that move between sites, `--site hub` for those
 that connect to hubs only. Without sites, neither is needed.

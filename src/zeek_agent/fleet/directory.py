@@ -24,6 +24,7 @@ from zeek_agent.bus.subjects import ROAMING
 from zeek_agent.errors import UsageError, ZeekAgentError
 from zeek_agent.fleet.authority import Authority, Pair
 from zeek_agent.fleet.nkey import Key
+from zeek_agent.text import is_text
 
 DIRECTORY_MODE: Final = 0o700
 FILE_MODE: Final = 0o600
@@ -170,6 +171,8 @@ def remember_certificate(place: Place, gateway: str, serial: int) -> None:
 
 def create(directory: Path) -> None:
     """Create a directory that does not exist or is empty. Raises UsageError for any other."""
+    if not is_text(str(directory)):  # SQLite opens no such path
+        raise UsageError("the name of the directory is not valid UTF-8: choose another one")
     try:
         _make(directory)
         require_own(directory)

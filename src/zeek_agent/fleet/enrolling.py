@@ -26,6 +26,7 @@ from zeek_agent.fleet.enrolled import Enrolled, EnrolledFiles
 from zeek_agent.fleet.messages import BadMessageError, Granted, Request
 from zeek_agent.fleet.nkey import Key
 from zeek_agent.fleet.tokens import Token
+from zeek_agent.text import is_text
 
 ANSWER_SECONDS: Final = 15.0
 SCHEMES: Final = {"nats": CLIENT_PORT, "tls+nats": CLIENT_PORT, "https": HTTPS_PORT}
@@ -76,7 +77,14 @@ def parse_url(text: str) -> Url:
         port = parts.port
     except ValueError:
         parts, port = urlsplit(""), None
-    if parts.scheme not in SCHEMES or not parts.hostname or parts.username or parts.path.strip("/") or parts.query:
+    if (
+        not is_text(text)
+        or parts.scheme not in SCHEMES
+        or not parts.hostname
+        or parts.username
+        or parts.path.strip("/")
+        or parts.query
+    ):
         raise UsageError(f"not a URL of an enrolment service (tls+nats://HOST or https://HOST): {text[:80]!r}")
     return Url(parts.scheme, parts.hostname, port or SCHEMES[parts.scheme])
 
@@ -145,6 +153,8 @@ def _prepare(place: Path) -> None:
 
 def _request(files: Files, key: Key, agent_id: str, hostname: str, now: float, token: str = "") -> Request:  # noqa: PLR0917
     subjects.token(agent_id)
+    if not is_text(agent_id) or not is_text(hostname):
+        raise UsageError("agent.id or agent.hostname is not valid UTF-8")
     try:
         csr = authority.signing_request(agent_id, files.tls_key())
     except ValueError as error:
@@ -160,7 +170,7 @@ def _post(url: Url, path: str, payload: bytes, context: ssl.SSLContext) -> bytes
         body = response.read(4 * messages.MESSAGE_BYTES_MAX + 1)
     except ssl.SSLCertVerificationError as error:
         raise _untrusted(url, error) from None
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, UnicodeError) as error:  # the last one of a name that no host can have
         raise ZeekAgentError(f"{url} cannot be used: {error or type(error).__name__}") from None
     finally:
         connection.close()

@@ -172,7 +172,9 @@ class Enrolment:
         """The agent that a token admits. The same agent with the same key may ask again: the answer may be lost."""
         token = self._registry.token(request.token)
         if token is None:
-            raise RefusedError("the token is unknown: it is of another fleet, or of a lost registry", "unknown_token")
+            raise RefusedError(
+                "the token is unknown: it is of another fleet or registry than the service's", "unknown_token"
+            )
         if token.expires <= now:
             raise RefusedError("the token has expired", "expired_token")
         row = self._known(request)

@@ -91,7 +91,8 @@ class Registry:
             with self.transaction():
                 self._prepare_tables()
         except (apsw.Error, OSError) as error:
-            raise ZeekAgentError(f"cannot open the registry {file}: {error}") from None
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ZeekAgentError(f"cannot open the registry {file}: {reason}") from None
 
     def _prepare_tables(self) -> None:
         version = self._database.pragma("user_version")
@@ -112,7 +113,8 @@ class Registry:
             try:
                 yield
             except BaseException:
-                self._database.execute("ROLLBACK")
+                if self._database.in_transaction:  # SQLite has rolled back by itself when the disk is full
+                    self._database.execute("ROLLBACK")
                 raise
             self._database.execute("COMMIT")
         except apsw.Error as error:
@@ -127,7 +129,14 @@ class Registry:
 
     def token(self, key: str) -> TokenRow | None:
         found = self._database.execute("SELECT * FROM tokens WHERE key = ?", (key,)).fetchone()
-        return None if found is None else TokenRow(*found)._replace(groups=_tuple(found[3]))
+        return None if found is None else _token(found)
+
+    def tokens(self) -> list[TokenRow]:
+        """All tokens, the newest first."""
+        return [_token(row) for row in self._database.execute("SELECT * FROM tokens ORDER BY created DESC, key")]
+
+    def void_token(self, key: str, now: float) -> None:
+        self._database.execute("UPDATE tokens SET expires = min(expires, ?) WHERE key = ?", (now, key))
 
     def use_token(self, key: str) -> None:
         self._database.execute("UPDATE tokens SET used = used + 1 WHERE key = ?", (key,))
@@ -197,6 +206,10 @@ def opened(file: Path) -> Iterator[Registry]:
 
 def _agent(row: tuple[Any, ...]) -> AgentRow:
     return AgentRow(*row)._replace(groups=_tuple(row[3]))
+
+
+def _token(row: tuple[Any, ...]) -> TokenRow:
+    return TokenRow(*row)._replace(groups=_tuple(row[3]))
 
 
 def _list(names: tuple[str, ...]) -> str:

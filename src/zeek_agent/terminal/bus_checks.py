@@ -193,7 +193,7 @@ async def _gateways(server: Destination, link: Link, agent: Address) -> Check:
         if subjects.is_name(beacon.cluster):
             found.add(f"{beacon.cluster} by {beacon.gateway}")
 
-    replies = f"{subjects.inbox(agent)}.doctor"
+    replies = f"{subjects.inbox(agent)}.doctor.1"  # deeper than what a running agent listens to
     await link.subscribe(replies, heard)
     await link.publish(subjects.who(agent), reply=replies)
     await asyncio.sleep(_ANSWER_SECONDS)
