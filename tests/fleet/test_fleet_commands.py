@@ -190,6 +190,7 @@ def test_no_site_has_a_reserved_name_or_passes_an_unknown_one(tmp_path: Path) ->
     assert place.sites() == ()
 
 
+@pytest.mark.long
 def test_a_token_is_for_a_site_where_there_are_sites(tmp_path: Path) -> None:
     place = fleet.make(tmp_path / "made")
 

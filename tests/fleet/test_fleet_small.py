@@ -28,7 +28,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         yield one
 
 
-@pytest.mark.long(kept=1)
+@pytest.mark.long
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_each_row_is_delivered_exactly_once_when(small: Fleet, name: str) -> None:
     outcome = SCENARIOS[name](small, SCALE)

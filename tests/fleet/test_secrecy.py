@@ -61,6 +61,7 @@ def told(path: str, access: AccessPolicy) -> str:
     return repr(rows)
 
 
+@pytest.mark.long(kept=10)
 @pytest.mark.root
 @pytest.mark.skipif(sys.platform != "linux", reason="mount namespaces are Linux's")
 @pytest.mark.parametrize("way", WAYS)

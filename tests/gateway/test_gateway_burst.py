@@ -51,6 +51,7 @@ async def burst(nats: NatsServer, directory: Path, number: int) -> int:
             return memory_bytes(process.pid, "VmHWM") - before
 
 
+@pytest.mark.long
 async def test_a_burst_does_not_grow_the_gateway(nats: NatsServer, tmp_path: Path) -> None:
     assert await burst(nats, tmp_path, 300) < GROWTH_BYTES_MAX
 

@@ -17,7 +17,7 @@ QUICK = re.compile(r"(?m)^schedule = (10|30|60|600)\.0")
 """The queries of tables that change."""
 
 
-@pytest.mark.long(kept=1)
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "schedule"), [(4, 2.0), pytest.param(50, 20.0, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("is_broken", [False, True], ids=["whole", "a gateway killed"])
 async def test_all_logs_are_those_of_direct_connections(

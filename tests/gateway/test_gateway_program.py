@@ -185,6 +185,7 @@ async def test_metrics_and_hosts_show_the_gateway(nats: NatsServer, collector: C
             assert (host.gateway, host.state) == ("gw1", "connected")
 
 
+@pytest.mark.long(kept=2)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -88,6 +88,7 @@ async def test_the_collector_runs_a_configuration_and_writes_osquerys_results(tm
         assert lines("pack_never_init") == []
 
 
+@pytest.mark.long
 async def test_commands_ask_the_running_agent_in_osquerys_dialect(tmp_path: Path) -> None:
     file = started(tmp_path)
 

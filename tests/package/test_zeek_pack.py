@@ -148,6 +148,7 @@ async def test_rows_of_every_type_reach_the_log(tmp_path: Path, way: str) -> Non
     assert "log policy, root" in output
 
 
+@pytest.mark.long
 async def test_the_collector_writes_the_same_lines(tmp_path: Path) -> None:
     (tmp_path / "pack.toml").write_text(PACK)
     async with running(tmp_path, f"--pack={tmp_path / 'pack.toml'}") as agent:

@@ -109,6 +109,7 @@ def test_every_source_is_declared() -> None:
     assert declared <= set(REQUIRED)
 
 
+@pytest.mark.long(kept=6)
 @pytest.mark.parametrize(("kind", "backend"), usable())
 def test_a_source_works_with_its_capabilities(kind: str, backend: str) -> None:
     answer = result(kind, backend, *(one.name for one in REQUIRED[kind, backend]))

@@ -102,6 +102,7 @@ async def test_a_hung_mount_that_is_allowed_stops_only_the_statements_that_enter
         await until(lambda: not any(map(is_running, stuck)))
 
 
+@pytest.mark.long
 async def test_every_worker_sees_mounts_that_are_made_later(tmp_path: Path) -> None:
     place = tmp_path / "later"
     place.mkdir()

@@ -50,6 +50,7 @@ def test_the_sandbox_kills_for_a_call_outside_of_the_filter_and_refuses_the_rest
     assert "PermissionError" in sandboxed(sys.executable, "-c", writable).stderr
 
 
+@pytest.mark.long
 async def test_the_agent_records_and_answers_in_the_units_sandbox(tmp_path: Path) -> None:
     prefix = [*SANDBOX, "--writable", str(tmp_path)]
     (tmp_path / "state").mkdir(mode=0o700)
