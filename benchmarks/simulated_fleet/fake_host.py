@@ -19,6 +19,7 @@ from zeek_agent.database.database import Lane, Profile, SqlDatabase
 from zeek_agent.database.results import Result, ResultColumn, Statement
 from zeek_agent.errors import SqlError
 from zeek_agent.events.delivery_states import Delivered, EndedIncarnation
+from zeek_agent.events.event_file import SeqBounds
 from zeek_agent.schema import Column, ZeekType
 from zeek_agent.table import Table
 from zeek_agent.tables.agent import zeek_agent
@@ -125,6 +126,9 @@ class FakeStore:
     def first_seq(self, table: str) -> int:
         expired = self._recording.rows(self._offset, self.age_clock() - self.retention_seconds)
         return expired + 1 if self.last_seq(table) > expired else 0
+
+    def seq_bounds(self, table: str) -> SeqBounds:
+        return SeqBounds(self.first_seq(table), self.last_seq(table))
 
     def has_holes(self, _table: str, _after: int) -> bool:
         return False
