@@ -35,8 +35,10 @@ COMMUNITY_ID = communityid.CommunityID()
 BECOMES_BASH = """
 import os, sys
 os.read(0, 1)
-os.execv("/bin/bash", ["bash", "-c", f"read go; for n in 1 2 3 4; do ( : </dev/tcp/127.0.0.1/{sys.argv[1]} ); done"])
+script = f"read go; for n in 1 2 3 4; do ( : </dev/tcp/127.0.0.1/{sys.argv[1]} ); done"
+os.execv("/bin/bash", ["bash", "-c", script, "x" * 2000])
 """
+"""The long argument makes the record of the exec too large for what others may have left of a small ring."""
 
 
 def sources(**settings: object) -> list[EbpfProcesses | EbpfSockets]:
