@@ -275,7 +275,10 @@ def test_a_host_is_enrolled_renewed_and_revoked_by_commands(tmp_path: Path) -> N
         assert "refused agent Hx" in log
         for secret in (text.strip(), text[5:60], *seeds(tmp_path / "state" / "fleet"), *seeds(place.directory)):
             assert secret not in log
-        assert "no agent has this id" in run("fleet", "revoke", place.directory, "Hnobody", code=2).stderr
+        assert (
+            "no agent, token, gateway or leaf is called"
+            in run("fleet", "revoke", place.directory, "Hnobody", code=2).stderr
+        )
 
 
 def seeds(directory: Path) -> list[str]:

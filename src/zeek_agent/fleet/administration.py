@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -16,7 +17,7 @@ from zeek_agent.fleet.arguments import DAY_SECONDS
 from zeek_agent.fleet.directory import EnrolmentSettings, Fleet, Place, Revocation, Site
 from zeek_agent.fleet.issuing import CREDENTIAL_SECONDS
 from zeek_agent.fleet.nkey import Key
-from zeek_agent.fleet.registry import AgentRow, TokenRow
+from zeek_agent.fleet.registry import AgentRow, Registry, TokenRow
 from zeek_agent.text import clipped, is_text
 
 HOST_SECONDS: Final = 365 * DAY_SECONDS
@@ -332,17 +333,21 @@ def may_be_served_elsewhere(place: Place) -> bool:
 
 
 def agents(place: Place) -> list[AgentRow]:
-    if not place.registry.exists():
-        raise UsageError(f"there is no registry in {place.enrolment}")
-    with registry.opened(place.registry) as opened:
+    """All agents that were enrolled. Raises UsageError without a registry."""
+    with _existing_registry(place) as opened:
         return opened.agents()
 
 
 def tokens_of(place: Place) -> list[TokenRow]:
-    if not place.registry.exists():
-        raise UsageError(f"there is no registry in {place.enrolment}")
-    with registry.opened(place.registry) as opened:
+    """All enrolment tokens, the newest first. Raises UsageError without a registry."""
+    with _existing_registry(place) as opened:
         return opened.tokens()
+
+
+def _existing_registry(place: Place) -> AbstractContextManager[Registry]:
+    if not place.registry.exists():
+        raise UsageError(f"{place.enrolment} has no registry")
+    return registry.opened(place.registry)
 
 
 def _found(place: Place, names: Sequence[str]) -> Iterator[Revoked]:
@@ -359,7 +364,7 @@ def _found(place: Place, names: Sequence[str]) -> Iterator[Revoked]:
             yield Revoked(name, None)
         else:
             more = f"; agents are {ELSEWHERE}: revoke it there first" if may_be_served_elsewhere(place) else ""
-            raise UsageError(f"no agent has this id, and nothing else this name: {name[:80]!r}{more}")
+            raise UsageError(f"no agent, token, gateway or leaf is called {name[:80]!r}{more}")
 
 
 def write_services(place: Place, now: float) -> None:
